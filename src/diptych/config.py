@@ -1,0 +1,193 @@
+"""Strict, frozen, typed settings. One recipe is one complete run: YAML plus dotted overrides; unknown keys are errors."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every settings object: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class VisionTowerConfig(Settings):
+    """The trained tower (X-Fusion section 3). Widths left out are the language model's own: a symmetric tower."""
+
+    layer_design: Literal["dual"] = "dual"
+    layers: tuple[int, ...] | None = Field(
+        None, description="language-model layers that the vision blocks stand beside, ascending; null: every layer"
+    )
+    hidden_size: int | None = Field(None, gt=0)
+    intermediate_size: int | None = Field(None, gt=0)
+    num_attention_heads: int | None = Field(None, gt=0)
+    num_key_value_heads: int | None = Field(None, gt=0)
+    patch_size: int = Field(2, gt=0)
+    time_conditioning: Literal["add", "adaln"] = "add"
+    boundary_tokens: bool = Field(True, description="learned [BOI] and [EOI] positions around each image")
+
+
+class ObjectiveConfig(Settings):
+    """L = ce_weight * CE + flow_weight * |velocity - target|^2 (X-Fusion section 3, loss)."""
+
+    ce_weight: float = Field(0.2, ge=0)
+    flow_weight: float = Field(1.0, ge=0)
+    timestep_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
+    timestep_shift: float = Field(1.0, gt=0)
+    text_cond_dropout_prob: float = Field(0.1, ge=0, le=1)
+
+
+class SourceConfig(Settings):
+    """One source of samples: a JSONL file of canonical samples, and how many of it per round of the mixture."""
+
+    path: str
+    weight: int = Field(1, gt=0)
+    views: int = Field(1, gt=0, description="denoising targets drawn per sample")
+
+
+class DataConfig(Settings):
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    max_length: int = Field(2048, gt=0)
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+
+
+class SampleConfig(Settings):
+    """The fixed grid drawn every `sample_every` steps, and the defaults of `diptych generate`."""
+
+    prompts: tuple[str, ...] = ()
+    guidance_scale: float = 3.0
+    num_inference_steps: int = Field(30, gt=0)
+    sampler: Literal["euler", "heun"] = "euler"
+    seed: int = 0
+
+
+class TrainConfig(Settings):
+    """Names follow Hugging Face's TrainingArguments."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    per_device_train_batch_size: int = Field(32, gt=0)
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    max_steps: int = Field(1000, gt=0)
+    max_train_minutes: float | None = Field(
+        None, gt=0, description="end (and decay the learning rate) by the clock as well; resumed time counts on"
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
+    logging_steps: int = Field(10, gt=0)
+    save_every: int = Field(500, gt=0)
+    save_total_limit: int = Field(2, gt=0)
+    sample_every: int | None = Field(None, gt=0)
+    resume_from_checkpoint: str | None = Field(None, description="latest, or a checkpoint folder")
+    async_save: bool = True
+
+
+class Recipe(Settings):
+    """Everything that one run needs, and nothing from anywhere else."""
+
+    method: Literal["xfusion", "autoencoder"] = "xfusion"
+    output_dir: str
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    language_model: str = "smollm2-135m-instruct"
+    trust_remote_code: bool = False
+    template: Literal["auto", "chatml", "plain"] = "auto"
+    autoencoder: str = "emoji-tiny"
+    image_size: int = Field(64, gt=0)
+    cache_dir: str | None = None
+    vision_tower: VisionTowerConfig = VisionTowerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> Recipe:
+        layers = self.vision_tower.layers
+        if layers is not None and (not layers or list(layers) != sorted(set(layers)) or layers[0] < 0):
+            raise ValueError(f"vision_tower.layers must ascend without repeats, got {list(layers)}")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Reads a YAML recipe and applies `key.sub=value` overrides (values are YAML).
+
+    Raises ValueError that names the file and the key: a missing file, broken YAML, an unknown key (with the
+    nearest known one), a value of the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"recipe {path} does not exist; give the path of a YAML file, such as recipes/demo.yaml")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"recipe {path} must be a mapping of keys to values")
+    for override in overrides:
+        _apply_override(settings, override)
+    return build_recipe(settings, origin=str(path))
+
+
+def build_recipe(settings: dict[str, Any], *, origin: str = "recipe") -> Recipe:
+    """Validates settings; see `load_recipe` for the errors."""
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(_explain(error, origin)) from None
+
+
+def _apply_override(settings: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r} is not key=value, such as train.max_steps=100")
+    target = settings
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = target.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ValueError(f"override {override!r}: {parent!r} is a value, not a group of keys")
+        target = child
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r}: the value is not valid YAML: {error}") from error
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        arguments = getattr(annotation, "__args__", ())
+        candidates = [annotation, *arguments]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    lines = []
+    for problem in error.errors():
+        location = problem["loc"]
+        name = ".".join(str(part) for part in location) or "recipe"
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(location[:-1])
+            near = difflib.get_close_matches(str(location[-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"unknown key {name!r}; {hint}")
+        else:
+            lines.append(f"{name}: {problem['msg']}")
+    return f"{origin}: " + "; ".join(lines)
