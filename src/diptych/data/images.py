@@ -1,0 +1,146 @@
+"""Images from files nobody vouches for: checked before decoding, confined to their folder, always plain RGB."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+import zlib
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""The decoders that may run; every other decoder of Pillow stays out of reach of a file."""
+MAX_PIXELS = 50_000_000
+
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    AttributeError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+def resolve_inside(root: str | Path, path: str) -> Path:
+    """The file that the relative `path` names under `root`, links followed.
+
+    Raises ValueError that names the path: empty, absolute, with `..`, a drive, a scheme (`file:`, `pipe:`, `http:`), a
+    NUL or a backslash, or a link that leads out of `root`.
+    """
+    shown = repr(path)
+    if not path or path.startswith("/") or "\x00" in path or "\\" in path:
+        raise ValueError(f"image path {shown} must be a relative path inside {root}, with forward slashes")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
+        raise ValueError(f"image path {shown} names a scheme or a drive; only files inside {root} are read")
+    if ".." in path.split("/"):
+        raise ValueError(f"image path {shown} climbs with '..'; it must stay inside {root}")
+    try:
+        base = Path(root).resolve()
+        resolved = (base / path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # loops of links, names that the system cannot hold
+        raise ValueError(f"image path {shown} cannot be followed under {root}: {error}") from error
+    if not resolved.is_relative_to(base):
+        raise ValueError(f"image path {shown} leads out of {root} through a link; copy the file into the folder")
+    return resolved
+
+
+def open_image(path: str | Path, *, root: str | Path | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Reads one image as 8-bit RGB: upright (EXIF), first frame, transparency on white, grey, palette and CMYK converted.
+
+    With `root`, `path` is relative to it and may not leave it (`resolve_inside`). The size is checked in the header,
+    before anything is decoded.
+
+    Raises ValueError that names the file: missing, not a regular file, not one of IMAGE_FORMATS, more than `max_pixels`
+    pixels, corrupt or truncated.
+    """
+    if root is not None:
+        location = resolve_inside(root, os.fspath(path))
+    elif "\x00" in os.fspath(path):
+        raise ValueError(f"image path {os.fspath(path)!r} holds a NUL character")
+    else:
+        location = Path(path)
+    try:
+        descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block us
+    except FileNotFoundError:
+        raise ValueError(f"image {location} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"image {location} cannot be read: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"image {location} is not a regular file")
+        try:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise _TooLarge(f"{width} x {height} pixels, more than the {max_pixels} allowed")
+                return _as_rgb(image)
+        except _TooLarge as error:
+            raise ValueError(f"image {location} is too large: {error}; scale it down") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise ValueError(f"image {location} is too large: more than the {max_pixels} pixels allowed") from None
+        except Image.UnidentifiedImageError:
+            raise ValueError(f"image {location} is none of {', '.join(IMAGE_FORMATS)}, or it is corrupt") from None
+        except _DECODING_ERRORS as error:
+            raise ValueError(f"image {location} is corrupt or truncated: {error}") from error
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    upright = cast(Image.Image, ImageOps.exif_transpose(image))
+    if upright.mode.startswith("I"):  # convert() would clip 16-bit values at 255
+        upright = _from_16_bit(upright)
+    if "A" in upright.mode or "a" in upright.mode or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright)
+    return upright.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    grey = Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def image_to_tensor(image: Image.Image, size: int) -> Tensor:
+    """Centre square of an image, resized with antialiasing: [3, size, size] float32 in -1..1."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box)
+    pixels = torch.from_numpy(np.array(square, dtype=np.float32))
+    return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0
+
+
+def tensor_to_image(pixels: Tensor) -> Image.Image:
+    """[3, H, W] in -1..1 (values beyond are cut) as an RGB image. Raises ValueError on another shape or NaN."""
+    if pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ValueError(f"an image tensor has shape [3, height, width], got {list(pixels.shape)}")
+    values = pixels.detach().float().cpu()
+    if bool(values.isnan().any()):
+        raise ValueError("an image tensor holds NaN; the model or the sampler that made it has diverged")
+    values = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())

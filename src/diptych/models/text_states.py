@@ -1,0 +1,114 @@
+"""Frozen means cached: text states that no trained weight can change are computed once (X-Fusion, "Exact" 2)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diptych.data.tensor_cache import TensorCache  # noqa
+from diptych.nn.towers.text import TextTower
+from diptych.nn.visibility import RoutingPlan, plan_text_only
+from diptych.sequence import Batch, Sequence, TextSpan, pack
+
+
+@dataclass(frozen=True)
+class FrozenText:
+    """States of a batch's text that are given, not trained.
+
+    prefix [K, Np, D]: at the input of each layer that has a vision block; live_prefix [Lr, Nlp, D]: at the input of
+    every layer from the first such layer on; live [Nl, D]: at the input of that first layer.
+    """
+
+    prefix: Tensor
+    live_prefix: Tensor
+    live: Tensor
+
+
+Key = tuple[tuple[int, ...], tuple[int, ...]]
+"""Token ids and positions of a run of text."""
+
+
+class TextStates:
+    """Computes, keeps and gathers frozen text states. `num_computed` counts the tokens that the text tower ran on."""
+
+    def __init__(self, tower: TextTower, layers: Many[int], cache: TensorCache | None = None) -> None:
+        self.tower = tower
+        self.layers = list(layers)
+        self.first = self.layers[0]
+        self.every = list(range(self.first, tower.num_layers))
+        self.cache = cache
+        self.num_computed = 0
+
+    def gather(self, batch: Batch, plan: RoutingPlan) -> FrozenText:
+        """The frozen states that this batch's plan asks for, computed where they are not kept."""
+        device = batch.token_ids.device
+        weight = self.tower.language_model.model.embed_tokens.weight
+        empty = torch.zeros(1, 0, self.tower.width, dtype=weight.dtype, device=device)
+        prefix_runs, _ = self._runs(batch, plan.prefix)
+        live_prefix_runs, front_samples = self._runs(batch, plan.live_prefix)
+        live_runs, live_samples = self._runs(batch, plan.live)
+        prefix = self._states(prefix_runs, self.layers, device)
+        live_prefix = self._states(live_prefix_runs, self.every, device)
+        live = []
+        if live_runs:
+            fronts = dict(zip(front_samples, live_prefix_runs, strict=True))
+            whole = [_join(fronts.get(s, ((), ())), run) for s, run in zip(live_samples, live_runs, strict=True)]
+            states = self._states(whole, [self.first], device)
+            live = [w[:, -len(run[0]) :] for w, run in zip(states, live_runs, strict=True)]
+        return FrozenText(
+            prefix=torch.cat(prefix, dim=1) if prefix else empty.expand(len(self.layers), -1, -1),
+            live_prefix=torch.cat(live_prefix, dim=1) if live_prefix else empty.expand(len(self.every), -1, -1),
+            live=torch.cat(live, dim=1)[0] if live else empty[0],
+        )
+
+    def _runs(self, batch: Batch, rows: Tensor) -> tuple[list[Key], list[int]]:
+        """Splits stream positions by sample: token ids and positions of each run, and its sample."""
+        if not rows.numel():
+            return [], []
+        samples, counts = torch.unique_consecutive(batch.sample_ids[rows], return_counts=True)
+        sizes = counts.tolist()
+        ids = batch.token_ids[rows].split(sizes)
+        positions = batch.positions[rows].split(sizes)
+        runs = [(tuple(i.tolist()), tuple(p.tolist())) for i, p in zip(ids, positions, strict=True)]
+        return runs, samples.tolist()
+
+    def _states(self, runs: list[Key], layers: list[int], device: torch.device) -> list[Tensor]:
+        """States of each run at `layers`: [len(layers), T, D] each."""
+        if not runs:
+            return []
+        kind = f"{layers[0]}-{layers[-1]}-{len(layers)}"
+        names = {run: _digest(run, kind) for run in runs}
+        found: dict[Key, Tensor] = {}
+        for run, name in names.items():
+            kept = self.cache.get(name) if self.cache is not None else None
+            if kept is not None:
+                found[run] = kept["states"]
+        missing = [run for run in names if run not in found]
+        for run, states in zip(missing, self._compute(missing, layers, device), strict=True):
+            found[run] = states
+            if self.cache is not None:
+                self.cache.put(names[run], {"states": states.cpu()})
+        return [found[run].to(device) for run in runs]
+
+    def _compute(self, runs: list[Key], layers: list[int], device: torch.device) -> list[Tensor]:
+        if not runs:
+            return []
+        spans = [Sequence((TextSpan(ids, (False,) * len(ids)),), draw=i) for i, (ids, _) in enumerate(runs)]
+        batch = pack(spans).to(device)
+        positions = torch.tensor([p for _, run_positions in runs for p in run_positions], device=device)
+        self.num_computed += positions.numel()
+        groups = plan_text_only(batch).to(device)
+        states = self.tower.frozen_states(batch.token_ids, positions, groups, layers)
+        return [part.clone() for part in states.split([len(ids) for ids, _ in runs], dim=1)]
+
+
+def _join(front: Key, back: Key) -> Key:
+    return front[0] + back[0], front[1] + back[1]
+
+
+def _digest(run: Key, kind: str) -> str:
+    return hashlib.sha256(f"{kind}|{run[0]}|{run[1]}".encode()).hexdigest()

@@ -1,0 +1,119 @@
+"""X-Fusion (arXiv 2504.20996): a frozen text tower and a trained vision tower, each image token in one, each text token in the other.
+
+The forward pass has two stages. `prefill` runs everything clean: text states, clean images, the keys and values
+that later tokens read. `denoise` runs the noised images upon it. Training does each once; sampling does the first
+once and the second in every denoising step. What is frozen comes from `TextStates`, cached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diptych.models.text_states import FrozenText, TextStates
+from diptych.nn.towers.dual import KeyValue, VisionTower
+from diptych.nn.towers.text import TextTower
+from diptych.nn.visibility import RoutingPlan
+from diptych.sequence import Batch
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What the clean part of a batch leaves behind: each block's keys and values, and live text after the last layer [Nl, D].
+
+    text_key_values: for each layer from the first vision block's on, the keys and values of (live_prefix, live,
+    context image) as the text tower reads them; kept only on request, for decoding.
+    """
+
+    key_values: list[KeyValue | None]
+    live: Tensor | None
+    text_key_values: list[KeyValue]
+
+
+class XFusion(nn.Module):
+    """Dual tower. The language model is held, not owned: `parameters()` are exactly the trained ones."""
+
+    def __init__(self, text_tower: TextTower, vision_tower: VisionTower, text_states: TextStates) -> None:
+        super().__init__()
+        self.vision_tower = vision_tower
+        self.text_tower = text_tower
+        self.text_states = text_states
+        self.block_at = {layer: index for index, layer in enumerate(vision_tower.layers)}
+
+    def prefill(
+        self, batch: Batch, plan: RoutingPlan, frozen: FrozenText | None = None, *, keep_text: bool = False
+    ) -> Prefilled:
+        """Runs clean images and live text through the layers. `frozen`: given states; None: from `text_states`."""
+        frozen = self.text_states.gather(batch, plan) if frozen is None else frozen
+        vision, text = self.vision_tower, self.text_tower
+        positions = batch.positions
+        dtype = frozen.live.dtype
+        live = frozen.live if plan.live.numel() else None
+        image = time = image_rope = None
+        if plan.context.numel():
+            latents = batch.images[~batch.image_is_target]
+            image, time = vision.embed(latents, torch.zeros(len(latents), device=latents.device))
+            image_rope = vision.rope(positions[plan.context], image.dtype)
+        read_text = torch.cat((plan.prefix, plan.live[plan.live_read]))
+        read_rope = vision.rope(positions[read_text], dtype)
+        live_rope = text.rope(positions[plan.live], dtype)
+        front_rope = text.rope(positions[plan.live_prefix], dtype)
+        seen_rope = text.rope(positions[plan.context[plan.context_read]], dtype)
+        last = len(vision.blocks) - 1
+        key_values: list[KeyValue | None] = []
+        text_key_values: list[KeyValue] = []
+        for layer in range(vision.layers[0], text.num_layers):
+            index = self.block_at.get(layer)
+            seen = None
+            if index is not None:
+                states = frozen.prefix[index]
+                if live is not None and plan.live_read.numel():
+                    states = torch.cat((states, live[plan.live_read]))
+                image, key_value, seen = vision.blocks[index](
+                    image,
+                    image_rope=image_rope,
+                    time=time,
+                    groups=plan.context_groups if index < last else None,
+                    text=states,
+                    text_rope=read_rope,
+                    read=plan.context_read if live is not None else None,
+                )
+                key_values.append(key_value)
+            if live is not None:
+                before = None
+                if plan.live_prefix.numel():
+                    before = text.key_value(layer, frozen.live_prefix[layer - vision.layers[0]], front_rope)
+                seen_key_value = None if seen is None else text.key_value(layer, seen, seen_rope)
+                groups = plan.live_text_groups if seen is None else plan.live_groups
+                assert groups is not None
+                live, kept = text.run_layer(layer, live, live_rope, groups, before=before, image=seen_key_value)
+                if keep_text:
+                    text_key_values.append(kept)
+            elif index == last:
+                break
+        return Prefilled(key_values, live, text_key_values)
+
+    def denoise(
+        self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, key_values: list[KeyValue | None]
+    ) -> Tensor:
+        """Velocity of noised images: latents [It, C, h, w] at times t [It] -> the same shape."""
+        vision = self.vision_tower
+        image, time = vision.embed(latents, t)
+        rope = vision.rope(batch.positions[plan.target], image.dtype)
+        for block, before in zip(vision.blocks, key_values, strict=True):
+            image, _, _ = block(image, image_rope=rope, time=time, groups=plan.target_groups, before=before)
+        return vision.velocity(image, time)
+
+    def forward(
+        self, batch: Batch, plan: RoutingPlan, noised: Tensor, t: Tensor, frozen: FrozenText | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Velocity of the target images [It, C, h, w] and logits at supervised tokens [.., vocabulary]; None where absent."""
+        prefilled = self.prefill(batch, plan, frozen)
+        velocity = logits = None
+        if plan.target.numel():
+            velocity = self.denoise(noised, t, batch, plan, prefilled.key_values)
+        if prefilled.live is not None and plan.supervised.numel():
+            logits = self.text_tower.logits(prefilled.live[plan.supervised])
+        return velocity, logits
