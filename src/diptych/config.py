@@ -90,6 +90,9 @@ class TrainConfig(Settings):
     sample_every: int | None = Field(None, gt=0)
     resume_from_checkpoint: str | None = Field(None, description="latest, or a checkpoint folder")
     async_save: bool = True
+    max_skipped_steps: int = Field(
+        0, ge=0, description="steps with a loss or gradient that is not finite that may be skipped before the run stops"
+    )
 
 
 class Recipe(Settings):
