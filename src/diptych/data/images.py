@@ -60,7 +60,7 @@ def resolve_inside(root: str | Path, path: str) -> Path:
 
 
 def open_image(path: str | Path, *, root: str | Path | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Reads one image as 8-bit RGB: upright (EXIF), first frame, transparency on white, grey, palette and CMYK converted.
+    """Reads one image as 8-bit RGB: upright (EXIF), first frame, on white; grey, palette, CMYK converted.
 
     With `root`, `path` is relative to it and may not leave it (`resolve_inside`). The size is checked in the header,
     before anything is decoded.

@@ -1,0 +1,195 @@
+"""Tensors that are computed once and kept: in memory after their first use, on disk for the next run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SHARD_BYTES = 128_000_000
+_FORMAT = 1
+_ORPHAN_SECONDS = 24 * 3600
+
+
+class TensorCache:
+    """Named tensors under content keys, in `folder`/`key`; `key` holds the hash of the model that makes them.
+
+    A `get` of a tensor used before is a dictionary look-up; the first use of a shard maps its file into memory. What is
+    `put` reaches the disk with `flush`, or by itself once SHARD_BYTES have gathered. A shard is a safetensors file and
+    a JSON index with its SHA-256, each written to a temporary name and renamed, the index last. Every process
+    writes shards of its own, so any number of them may read and write one cache (`refresh` finds what others wrote).
+    A damaged shard is dropped with a warning, and what it held counts as never computed. Values keep dtype, shape and
+    bits.
+    """
+
+    def __init__(self, folder: str | Path, *, key: str) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", key, re.ASCII):
+            raise ValueError(f"cache key {key!r} must be a plain name of letters, digits, '-', '_' and '.'")
+        self.folder = Path(folder) / key
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cache folder {self.folder} cannot be made: {error.strerror}; set cache_dir") from error
+        self._writer = f"{os.getpid():x}-{secrets.token_hex(6)}"
+        self._num_written = 0
+        self._values: dict[str, dict[str, Tensor]] = {}
+        self._on_disk: dict[str, str] = {}  # content key -> name of the shard that holds it
+        self._known: set[str] = set()
+        self._unsaved: dict[str, dict[str, Tensor]] = {}
+        self._unsaved_bytes = 0
+        self._lock = threading.RLock()
+        self._remove_orphans()
+        self.refresh()
+
+    def __contains__(self, content: str) -> bool:
+        return content in self._values or content in self._on_disk
+
+    def __len__(self) -> int:
+        return len(self._values.keys() | self._on_disk.keys())
+
+    def get(self, content: str) -> dict[str, Tensor] | None:
+        """The tensors kept under a content key, to be read only; None if they must be computed."""
+        found = self._values.get(content)
+        if found is None and content in self._on_disk:
+            with self._lock:
+                while content in self._on_disk and content not in self._values:
+                    self._load(self._on_disk[content])
+                found = self._values.get(content)
+        return found
+
+    def put(self, content: str, tensors: Mapping[str, Tensor] | Tensor) -> None:
+        """Keeps a copy (on the CPU) of the tensors; a single one is kept under the name "tensor"."""
+        named = {"tensor": tensors} if isinstance(tensors, Tensor) else tensors
+        kept = {name: torch.empty(t.shape, dtype=t.dtype).copy_(t.detach()) for name, t in named.items()}
+        with self._lock:
+            self._values[content] = kept
+            self._unsaved[content] = kept
+            self._unsaved_bytes += sum(t.numel() * t.element_size() for t in kept.values())
+            if self._unsaved_bytes >= SHARD_BYTES:
+                self.flush()
+
+    def flush(self) -> None:
+        """Writes what is not on disk yet as one shard. Raises ValueError if the disk is full; nothing is lost, so try again."""
+        with self._lock:
+            if not self._unsaved:
+                return
+            name = f"{self._writer}-{self._num_written}"
+            flat: dict[str, Tensor] = {}
+            entries: dict[str, dict[str, str]] = {}
+            for content, tensors in self._unsaved.items():
+                entries[content] = {}
+                for tensor_name, tensor in tensors.items():
+                    entries[content][tensor_name] = str(len(flat))
+                    flat[str(len(flat))] = tensor
+            shard, index = self._paths(name)
+            temporary = [shard.with_suffix(".shard-tmp"), index.with_suffix(".index-tmp")]
+            try:
+                save_file(flat, temporary[0])
+                description = {
+                    "format": _FORMAT,
+                    "sha256": _sha256(temporary[0]),
+                    "entries": entries,
+                }
+                temporary[1].write_text(json.dumps(description), encoding="utf-8")
+                os.replace(temporary[0], shard)
+                os.replace(temporary[1], index)
+            except (OSError, SafetensorError) as error:
+                shard.unlink(missing_ok=True)
+                raise ValueError(
+                    f"cache {self.folder} could not be written: {error}; free some space, or set another cache_dir"
+                ) from error
+            finally:
+                for path in temporary:
+                    path.unlink(missing_ok=True)
+            self._num_written += 1
+            self._known.add(name)
+            self._on_disk.update(dict.fromkeys(entries, name))
+            self._unsaved = {}
+            self._unsaved_bytes = 0
+
+    def refresh(self) -> None:
+        """Learns of the shards that other processes have written since."""
+        with self._lock:
+            for index in sorted(self.folder.glob("*.json")):
+                if index.stem in self._known:
+                    continue
+                self._known.add(index.stem)
+                try:
+                    for content in _read_index(index)["entries"]:
+                        self._on_disk[content] = index.stem
+                except (OSError, ValueError) as error:
+                    self._drop(index.stem, str(error))
+
+    def _load(self, name: str) -> None:
+        shard, index = self._paths(name)
+        try:
+            description = _read_index(index)
+            if _sha256(shard) != description["sha256"]:
+                raise ValueError("its SHA-256 is not the one in its index")
+            flat = load_file(shard)
+            loaded = {
+                content: {tensor_name: flat[key] for tensor_name, key in names.items()}
+                for content, names in description["entries"].items()
+            }
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            self._drop(name, str(error))
+            return
+        for content, tensors in loaded.items():
+            self._values.setdefault(content, tensors)
+        for content in [c for c, holder in self._on_disk.items() if holder == name and c not in loaded]:
+            del self._on_disk[content]
+
+    def _drop(self, name: str, reason: str) -> None:
+        shard, index = self._paths(name)
+        warnings.warn(f"cache shard {shard} is damaged ({reason}); it is dropped and computed again", stacklevel=4)
+        self._on_disk = {content: holder for content, holder in self._on_disk.items() if holder != name}
+        for path in (index, shard):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                warnings.warn(f"{path} cannot be removed: {error.strerror}", stacklevel=4)
+
+    def _remove_orphans(self) -> None:
+        """What a killed process left long ago: temporary files, and shards whose index was never written."""
+        for path in self.folder.iterdir():
+            if path.suffix in (".shard-tmp", ".index-tmp", ".safetensors") and not path.with_suffix(".json").exists():
+                try:
+                    if time.time() - path.stat().st_mtime > _ORPHAN_SECONDS:
+                        path.unlink()
+                except FileNotFoundError:
+                    continue  # another process was first
+                except OSError as error:
+                    warnings.warn(f"{path} cannot be removed: {error.strerror}", stacklevel=3)
+
+    def _paths(self, name: str) -> tuple[Path, Path]:
+        return self.folder / f"{name}.safetensors", self.folder / f"{name}.json"
+
+
+def _read_index(path: Path) -> dict:
+    description = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise ValueError(f"its index has not format {_FORMAT}")
+    entries = description.get("entries")
+    valid = isinstance(entries, dict) and all(
+        isinstance(names, dict) and all(isinstance(key, str) for key in names.values()) for names in entries.values()
+    )
+    if not valid or not isinstance(description.get("sha256"), str):
+        raise ValueError("its index lacks its entries or its SHA-256")
+    return description
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
