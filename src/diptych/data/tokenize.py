@@ -1,0 +1,189 @@
+"""From a sample to a sequence: the chat template, where the loss lies, and where each image stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as Many
+from typing import Any
+
+from torch import Tensor
+
+from diptych.data.formats import Message, Sample
+from diptych.sequence import ImageSpan, Sequence, TextSpan
+
+TEMPLATES = {
+    "chatml": (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    ),
+    "plain": (
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        "{{ '\\n' }}{% endfor %}"
+    ),
+}
+"""`chatml` without a system prompt; `plain` has no roles at all. `auto` is the tokenizer's own."""
+
+_OPEN, _CLOSE, _IMAGE = "\ue000", "\ue001", "\ue002"
+_MARKS = str.maketrans("", "", _OPEN + _CLOSE + _IMAGE)
+
+
+def drop_text(messages: Many[Message]) -> tuple[Message, ...]:
+    """The unconditional form of a conversation (classifier-free guidance): no text in the user's turns, images kept."""
+    return tuple(
+        message
+        if message.role == "assistant"
+        else Message(message.role, tuple(part for part in message.parts if isinstance(part, int)), message.loss)
+        for message in messages
+    )
+
+
+def build_sequence(
+    sample: Sample,
+    *,
+    tokenizer: Any,
+    template: str,
+    load_image: Callable[[str], Tensor],
+    num_image_tokens: int,
+    draw: int = 0,
+    unconditional: bool = False,
+    max_length: int | None = None,
+) -> Sequence:
+    """A training sequence. The assistant's text carries loss, its images are targets; all else is context.
+
+    A target image that later tokens read is followed by a clean copy, since nobody but itself may see its noise.
+    Raises ValueError if nothing is supervised, or the sequence is longer than `max_length` tokens.
+    """
+    messages = drop_text(sample.messages) if unconditional else sample.messages
+    regions = _render(messages, tokenizer, template, generation_prompt=False)
+    spans: list[TextSpan | ImageSpan] = []
+    for region in regions:
+        if isinstance(region, tuple):
+            index, is_target = region
+            spans.append(ImageSpan(load_image(sample.images[index]), num_image_tokens, is_target))
+        else:
+            spans.append(region)
+    spans = _trim(spans)
+    spans = _add_clean_copies(spans)
+    supervised = any(isinstance(s, ImageSpan) and s.is_target or isinstance(s, TextSpan) and any(s.loss) for s in spans)
+    if not supervised:
+        raise ValueError("nothing in this sample is supervised: it has no assistant turn with text or an image")
+    sequence = Sequence(tuple(spans), draw=draw)
+    if max_length is not None and len(sequence) > max_length:
+        raise ValueError(f"this sample has {len(sequence)} tokens, more than data.max_length {max_length}")
+    return sequence
+
+
+def build_prompt(
+    messages: Many[Message],
+    images: Many[Tensor],
+    *,
+    tokenizer: Any,
+    template: str,
+    num_image_tokens: int,
+    then: ImageSpan | None = None,
+) -> Sequence:
+    """A conversation up to the assistant's next word (`then` None) or its next image (`then`): every image is context."""
+    spans: list[TextSpan | ImageSpan] = []
+    for region in _render(messages, tokenizer, template, generation_prompt=True):
+        if isinstance(region, tuple):
+            spans.append(ImageSpan(images[region[0]], num_image_tokens, is_target=False))
+        else:
+            spans.append(TextSpan(region.token_ids, (False,) * len(region)))
+    if then is not None:
+        spans.append(then)
+    return Sequence(tuple(spans))
+
+
+def _render(
+    messages: Many[Message], tokenizer: Any, template: str, *, generation_prompt: bool
+) -> list[TextSpan | tuple[int, bool]]:
+    """Text spans with loss flags, and (index of the image, is it a target), in order."""
+    contents: list[dict[str, str]] = []
+    queue: list[int] = []
+    for message in messages:
+        pieces = []
+        for part in message.parts:
+            if isinstance(part, int):
+                queue.append(part)
+                pieces.append(_IMAGE)
+            else:
+                pieces.append(part.translate(_MARKS))
+        contents.append({"role": message.role, "content": _OPEN + "".join(pieces) + _CLOSE})
+    if template == "auto":
+        if not tokenizer.chat_template:
+            raise ValueError("this tokenizer has no chat template; set template: chatml or plain in the recipe")
+        chosen = None
+    else:
+        chosen = TEMPLATES[template]
+    text = tokenizer.apply_chat_template(
+        contents, tokenize=False, add_generation_prompt=generation_prompt, chat_template=chosen
+    )
+    if text.count(_OPEN) != len(contents) or text.count(_IMAGE) != len(queue):
+        raise ValueError(
+            f"the chat template kept {text.count(_OPEN)} of {len(contents)} messages and {text.count(_IMAGE)} of "
+            f"{len(queue)} images; set template: chatml or plain in the recipe"
+        )
+    return _split(text, messages, queue, tokenizer)
+
+
+def _split(text: str, messages: Many[Message], queue: list[int], tokenizer: Any) -> list[TextSpan | tuple[int, bool]]:
+    special = set(tokenizer.all_special_ids)
+    regions: list[TextSpan | tuple[int, bool]] = []
+    pending, loss, inside, ends_turn = "", False, -1, False
+    images = iter(queue)
+
+    def flush() -> None:
+        nonlocal pending, ends_turn
+        if pending:
+            ids = tuple(tokenizer(pending, add_special_tokens=False)["input_ids"])
+            flags = [loss] * len(ids)
+            if ends_turn:
+                stop = next((i for i, token in enumerate(ids) if token in special), -1)
+                flags[: stop + 1] = [True] * (stop + 1)
+            if ids:
+                regions.append(TextSpan(ids, tuple(flags)))
+        pending, ends_turn = "", False
+
+    for character in text:
+        if character == _OPEN:
+            inside += 1
+            message = messages[inside]
+            supervised = message.role == "assistant" if message.loss is None else message.loss
+            if supervised != loss or ends_turn:
+                flush()
+            loss = supervised
+        elif character == _CLOSE:
+            message = messages[inside]
+            if loss:
+                flush()
+                ends_turn = bool(message.parts) and isinstance(message.parts[-1], str)
+            loss = False
+        elif character == _IMAGE:
+            flush()
+            regions.append((next(images), loss))
+        else:
+            pending += character
+    flush()
+    return regions
+
+
+def _trim(spans: list[TextSpan | ImageSpan]) -> list[TextSpan | ImageSpan]:
+    """Drops what stands behind the last image and the last supervised token: nothing depends on it."""
+    while spans:
+        last = spans[-1]
+        if isinstance(last, ImageSpan):
+            break
+        keep = max((i + 1 for i, flag in enumerate(last.loss) if flag), default=0)
+        if keep:
+            spans[-1] = TextSpan(last.token_ids[:keep], last.loss[:keep])
+            break
+        spans.pop()
+    return spans
+
+
+def _add_clean_copies(spans: list[TextSpan | ImageSpan]) -> list[TextSpan | ImageSpan]:
+    out: list[TextSpan | ImageSpan] = []
+    for index, span in enumerate(spans):
+        out.append(span)
+        if isinstance(span, ImageSpan) and span.is_target and index + 1 < len(spans):
+            out.append(ImageSpan(span.image, span.num_tokens, is_target=False))
+    return out

@@ -1,0 +1,191 @@
+"""Text after images, token by token: keys and values are computed once, prompts of unequal length share a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from diptych.models.xfusion import XFusion
+from diptych.nn.attention import Groups
+from diptych.nn.layer_parts import attention_input, attention_output, mlp_input, mlp_output, project_key_value, project_query
+from diptych.nn.visibility import build_plan, plan_text_only
+from diptych.sequence import Sequence, TextSpan, pack
+
+
+@dataclass
+class LayerCache:
+    """Keys and values [B, kv_heads, L, head_dim] of one layer, and which are visible [B, L]."""
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor
+
+    def append(self, key: Tensor, value: Tensor) -> None:
+        self.key = torch.cat((self.key, key[:, :, None]), dim=2)
+        self.value = torch.cat((self.value, value[:, :, None]), dim=2)
+        self.mask = torch.cat((self.mask, self.mask.new_ones(len(key), 1)), dim=1)
+
+
+@torch.no_grad()
+def decode_text(
+    model: XFusion,
+    prompts: list[Sequence],
+    *,
+    tokenizer: Any,
+    max_new_tokens: int,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> list[str]:
+    """Continues prompts until an end token or `max_new_tokens`; special tokens are left out of the text."""
+    stops = _stop_ids(model, tokenizer)
+    texts: dict[int, str] = {}
+    with_images = [i for i, prompt in enumerate(prompts) if prompt.images]
+    if with_images:
+        ids = _decode_routed(model, [prompts[i] for i in with_images], stops, max_new_tokens, do_sample, temperature, top_p)
+        texts |= dict(zip(with_images, ids, strict=True))
+    for i, prompt in enumerate(prompts):
+        if not prompt.images:
+            texts[i] = _decode_plain(model, prompt, stops, max_new_tokens, do_sample, temperature, top_p)
+    return [tokenizer.decode(texts[i], skip_special_tokens=True).strip() for i in range(len(prompts))]
+
+
+def _decode_plain(
+    model: XFusion, prompt: Sequence, stops: set[int], max_new_tokens: int, do_sample: bool, temperature: float, top_p: float
+) -> list[int]:
+    """Text alone is the language model's own affair."""
+    ids = [token for span in prompt.spans if isinstance(span, TextSpan) for token in span.token_ids]
+    inputs = torch.tensor([ids])
+    sampling = {"temperature": temperature, "top_p": top_p} if do_sample else {"temperature": None, "top_p": None}
+    out = model.text_tower.language_model.generate(
+        input_ids=inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        eos_token_id=sorted(stops),
+        pad_token_id=min(stops),
+        **sampling,
+    )
+    return out[0, len(ids) :].tolist()
+
+
+def _decode_routed(
+    model: XFusion,
+    prompts: list[Sequence],
+    stops: set[int],
+    max_new_tokens: int,
+    do_sample: bool,
+    temperature: float,
+    top_p: float,
+) -> list[list[int]]:
+    hidden, caches = _prefill(model, prompts)
+    positions = torch.tensor([len(prompt) for prompt in prompts])
+    answers: list[list[int]] = [[] for _ in prompts]
+    running = [True] * len(prompts)
+    for step in range(max_new_tokens):
+        tokens = _choose(model.text_tower.logits(hidden), do_sample, temperature, top_p)
+        for index, token in enumerate(tokens.tolist()):
+            running[index] = running[index] and token not in stops
+            if running[index]:
+                answers[index].append(token)
+        if not any(running) or step + 1 == max_new_tokens:
+            break
+        hidden = _step(model, tokens, positions + step, caches)
+    return answers
+
+
+def _prefill(model: XFusion, prompts: list[Sequence]) -> tuple[Tensor, list[LayerCache]]:
+    """Runs the prompts: the state of each one's last token [B, D] after the last layer, and every layer's cache.
+
+    A throwaway supervised token behind each prompt makes the plan compute all of the prompt's text.
+    """
+    probes = [Sequence((*prompt.spans, TextSpan((0,), (True,)))) for prompt in prompts]
+    for prompt in prompts:
+        if not isinstance(prompt.spans[-1], TextSpan):
+            raise ValueError("a prompt must end with text, so that an answer can follow")
+    batch = pack(probes)
+    plan = build_plan(batch, window=model.text_tower.window)
+    prefilled = model.prefill(batch, plan, keep_text=True)
+    assert prefilled.live is not None and plan.live_groups is not None and plan.live_text_groups is not None
+    last = plan.supervised
+    assert last.numel() == len(prompts), "each prompt has exactly one last token"
+
+    text = model.text_tower
+    first = model.vision_tower.layers[0]
+    runs = [[t for span in prompt.spans if isinstance(span, TextSpan) for t in span.token_ids] for prompt in prompts]
+    text_only = pack([Sequence((TextSpan(tuple(run), (False,) * len(run)),)) for run in runs])
+    where = torch.cat([_text_positions(prompt) for prompt in prompts])
+    groups = plan_text_only(text_only)
+    caches: list[LayerCache] = []
+    if first:
+        states = text.frozen_states(text_only.token_ids, where, groups, list(range(first)))
+        rope = text.rope(where, states.dtype)
+        ends = torch.tensor([len(run) for run in runs]).cumsum(0) - 1
+        caches = [_gather(*text.key_value(layer, states[layer], rope), groups, ends) for layer in range(first)]
+    for layer, (key, value) in enumerate(prefilled.text_key_values, start=first):
+        merged = layer in model.block_at and plan.context_read.numel() > 0
+        caches.append(_gather(key, value, plan.live_groups if merged else plan.live_text_groups, last))
+    return prefilled.live[last], caches
+
+
+def _text_positions(prompt: Sequence) -> Tensor:
+    positions: list[int] = []
+    start = 0
+    for span in prompt.spans:
+        if isinstance(span, TextSpan):
+            positions += range(start, start + len(span))
+        start += len(span)
+    return torch.tensor(positions, dtype=torch.long)
+
+
+def _gather(key: Tensor, value: Tensor, groups: Groups, last: Tensor) -> LayerCache:
+    """Packed keys and values -> one row per sample, with what the last token (row `last`) of each sees."""
+    assert groups.mask is not None, "causal groups always have a mask"
+    within = groups.rows[last] % groups.queries.shape[1]
+    mask = groups.mask[torch.arange(len(last)), within]
+    return LayerCache(key[groups.keys].transpose(1, 2), value[groups.keys].transpose(1, 2), mask)
+
+
+def _step(model: XFusion, tokens: Tensor, positions: Tensor, caches: list[LayerCache]) -> Tensor:
+    """One token for every sample through all layers: [B] -> states [B, D]."""
+    text = model.text_tower
+    hidden = text.embed(tokens)
+    rope = text.rope(positions, hidden.dtype)
+    for module, cache in zip(text.layers, caches, strict=True):
+        layer: Any = module
+        x = attention_input(layer, hidden)
+        cache.append(*project_key_value(layer, x, rope))
+        query = project_query(layer, x, rope)
+        repeat = query.shape[1] // cache.key.shape[1]
+        out = scaled_dot_product_attention(
+            query[:, :, None],
+            cache.key.repeat_interleave(repeat, dim=1),
+            cache.value.repeat_interleave(repeat, dim=1),
+            attn_mask=cache.mask[:, None, None],
+            scale=layer.self_attn.scaling,
+        )
+        hidden = hidden + attention_output(layer, out[:, :, 0])
+        hidden = hidden + mlp_output(layer, mlp_input(layer, hidden))
+    return hidden
+
+
+def _choose(logits: Tensor, do_sample: bool, temperature: float, top_p: float) -> Tensor:
+    """Next tokens [B] of logits [B, vocabulary]: the likeliest, or drawn from the top_p nucleus."""
+    if not do_sample:
+        return logits.argmax(dim=-1)
+    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0
+    return order.gather(1, torch.multinomial(ordered, 1))[:, 0]
+
+
+def _stop_ids(model: XFusion, tokenizer: Any) -> set[int]:
+    configured = model.text_tower.language_model.generation_config.eos_token_id
+    stops = set(configured if isinstance(configured, list) else [configured])
+    stops.add(tokenizer.eos_token_id)
+    stops |= {tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|eot_id|>") if t in tokenizer.get_vocab()}
+    return {stop for stop in stops if stop is not None}

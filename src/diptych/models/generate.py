@@ -1,0 +1,228 @@
+"""A morph at work: conversations in, text and images out; cached, batched, interleaved parts in one list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diptych.backbones.language import LanguageModel
+from diptych.config import Recipe
+from diptych.data.formats import Message
+from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.data.tokenize import build_prompt, drop_text
+from diptych.diffusion.sampler import SAMPLERS, guide
+from diptych.models.decoding import decode_text
+from diptych.models.xfusion import XFusion
+from diptych.nn.visibility import build_plan
+from diptych.sequence import ImageSpan, pack
+
+Part = str | Image.Image
+Conversation = Sequence[Mapping[str, Any]]
+"""Messages {"role", "content"}; content is text, or a list of text and images (PIL, a path, or OpenAI content parts)."""
+
+
+class Morph:
+    """A trained model: frozen language model, vision tower, autoencoder. Built by `load_morph`."""
+
+    def __init__(
+        self, *, model: XFusion, language: LanguageModel, autoencoder: Any, recipe: Recipe, cache_dir: Path | None = None
+    ) -> None:
+        self.model = model
+        self.language = language
+        self.autoencoder = autoencoder
+        self.recipe = recipe
+        self.cache_dir = cache_dir
+
+    @property
+    def language_model(self) -> Any:
+        """The Hugging Face model, untouched."""
+        return self.language.model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.language.tokenizer
+
+    def frozen_hashes(self) -> dict[str, str]:
+        return {"language_model": self.language.hash, "autoencoder": self.autoencoder.hash}
+
+    def text_logits(self, input_ids: Tensor) -> Tensor:
+        """Logits [B, T, vocabulary] of text alone: the language model's own, bit for bit."""
+        with torch.no_grad():
+            return self.language_model(input_ids=input_ids).logits
+
+    def generate(self, messages: Conversation, **options: Any) -> list[Part]:
+        """Answers one conversation; options as in `generate_batch`."""
+        return self.generate_batch([messages], **options)[0]
+
+    @torch.no_grad()
+    def generate_batch(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        generation_mode: Literal["auto", "text", "image"] = "auto",
+        num_images: int = 1,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        sampler: str | None = None,
+        negative_prompt: str = "",
+        seed: int = 0,
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_batch_size: int = 64,
+    ) -> list[list[Part]]:
+        """Answers conversations in batches: a list of text and image parts for each.
+
+        generation_mode: auto answers with text where the conversation holds an image, else with images. The noise of
+        image k of a conversation derives from (seed, k) alone, so that batching changes nothing.
+        Raises ValueError for options out of range and for a conversation without a user turn.
+        """
+        _check_options(
+            generation_mode=generation_mode,
+            num_images=num_images,
+            num_inference_steps=num_inference_steps,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
+        if do_sample:
+            torch.manual_seed(seed)
+        parsed = [self._parse(messages) for messages in conversations]
+        draws = [
+            generation_mode == "image" or (generation_mode == "auto" and not images) for _, images in parsed
+        ]
+        answers: list[list[Part]] = [[] for _ in parsed]
+        jobs = [(index, k) for index, drawn in enumerate(draws) if drawn for k in range(num_images)]
+        for start in range(0, len(jobs), max_batch_size):
+            chunk = jobs[start : start + max_batch_size]
+            drawn = self._draw(
+                [(parsed[index], k) for index, k in chunk],
+                scale=self.recipe.sample.guidance_scale if guidance_scale is None else guidance_scale,
+                num_steps=num_inference_steps or self.recipe.sample.num_inference_steps,
+                sampler=sampler or self.recipe.sample.sampler,
+                negative_prompt=negative_prompt,
+                seed=seed,
+            )
+            for (index, _), image in zip(chunk, drawn, strict=True):
+                answers[index].append(image)
+        writes = [index for index, drawn in enumerate(draws) if not drawn]
+        for start in range(0, len(writes), max_batch_size):
+            chunk_indices = writes[start : start + max_batch_size]
+            prompts = [self._prompt(*parsed[index]) for index in chunk_indices]
+            texts = decode_text(
+                self.model,
+                prompts,
+                tokenizer=self.tokenizer,
+                max_new_tokens=max_new_tokens,
+                do_sample=do_sample,
+                temperature=temperature,
+                top_p=top_p,
+            )
+            for index, text in zip(chunk_indices, texts, strict=True):
+                answers[index].append(text)
+        return answers
+
+    def _draw(
+        self,
+        jobs: list[tuple[tuple[tuple[Message, ...], list[Tensor]], int]],
+        *,
+        scale: float,
+        num_steps: int,
+        sampler: str,
+        negative_prompt: str,
+        seed: int,
+    ) -> list[Image.Image]:
+        """Samples one image per job. Conditional and unconditional prompts share one batch; clean states are computed once."""
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}; choose one of: {', '.join(SAMPLERS)}")
+        tower = self.model.vision_tower
+        embedder = tower.embedder
+        shape = (embedder.latent_channels, embedder.latent_size, embedder.latent_size)
+        target = ImageSpan(torch.zeros(shape), tower.num_image_tokens, is_target=True)
+        guided = scale != 1.0
+        prompts = [self._prompt(messages, images, then=target) for (messages, images), _ in jobs]
+        if guided:
+            prompts += [
+                self._prompt(_negative(messages, negative_prompt), images, then=target) for (messages, images), _ in jobs
+            ]
+        batch = pack(prompts)
+        plan = build_plan(batch, window=self.model.text_tower.window)
+        key_values = self.model.prefill(batch, plan).key_values
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            if not guided:
+                return self.model.denoise(x, t, batch, plan, key_values)
+            both = self.model.denoise(torch.cat((x, x)), torch.cat((t, t)), batch, plan, key_values)
+            return guide(*both.chunk(2), scale)
+
+        noise = torch.stack(
+            [torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + k)) for _, k in jobs]
+        )
+        latents = SAMPLERS[sampler](velocity, noise, num_steps=num_steps)
+        return [tensor_to_image(image) for image in self.autoencoder.decode(latents)]
+
+    def _prompt(self, messages: tuple[Message, ...], images: list[Tensor], then: ImageSpan | None = None) -> Any:
+        return build_prompt(
+            messages,
+            images,
+            tokenizer=self.tokenizer,
+            template=self.recipe.template,
+            num_image_tokens=self.model.vision_tower.num_image_tokens,
+            then=then,
+        )
+
+    def _parse(self, conversation: Conversation) -> tuple[tuple[Message, ...], list[Tensor]]:
+        """Messages with image indices, and the clean latents of their images."""
+        pixels: list[Tensor] = []
+        messages = []
+        for message in conversation:
+            content = message["content"]
+            parts: list[str | int] = []
+            for part in [content] if isinstance(content, (str, Image.Image)) else content:
+                if isinstance(part, Mapping):
+                    kind = part.get("type")
+                    part = part.get("text") if kind == "text" else part.get(kind or "", part.get("image"))
+                if isinstance(part, str) and (isinstance(content, str) or not _is_image_path(part)):
+                    parts.append(part)
+                elif isinstance(part, (str, Path, Image.Image)):
+                    image = part if isinstance(part, Image.Image) else open_image(part)
+                    parts.append(len(pixels))
+                    pixels.append(image_to_tensor(image.convert("RGB"), self.recipe.image_size))
+                else:
+                    raise ValueError(f"a message's content holds {type(part).__name__}; give text, a PIL image or the path of one")
+            messages.append(Message(str(message["role"]), tuple(parts)))
+        if not any(message.role == "user" for message in messages):
+            raise ValueError("a conversation needs at least one user message")
+        latents = list(self.autoencoder.encode(torch.stack(pixels))) if pixels else []
+        return tuple(messages), latents
+
+
+def _negative(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    """The prompt to be guided away from: without text, or with `text` in the last user turn."""
+    emptied = list(drop_text(messages))
+    if text:
+        last = max(index for index, message in enumerate(emptied) if message.role == "user")
+        emptied[last] = Message("user", (*emptied[last].parts, text))
+    return tuple(emptied)
+
+
+def _is_image_path(text: str) -> bool:
+    return text.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")) and Path(text).is_file()
+
+
+def _check_options(**options: Any) -> None:
+    if options["generation_mode"] not in ("auto", "text", "image"):
+        raise ValueError(f"generation_mode {options['generation_mode']!r} is none of auto, text, image")
+    for name in ("num_images", "max_new_tokens"):
+        if options[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {options[name]}")
+    if options["num_inference_steps"] is not None and options["num_inference_steps"] < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {options['num_inference_steps']}")
+    if options["temperature"] <= 0 or not 0 < options["top_p"] <= 1:
+        raise ValueError("temperature must be above 0 and top_p in (0, 1]")

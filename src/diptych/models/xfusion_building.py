@@ -1,0 +1,71 @@
+"""From a recipe to the parts of an X-Fusion morph: widths, layers, towers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diptych.config import Recipe
+from diptych.data.tensor_cache import TensorCache
+from diptych.models.text_states import TextStates
+from diptych.models.xfusion import XFusion
+from diptych.nn.towers.dual import VisionTower
+from diptych.nn.towers.text import TextTower
+
+
+def build_xfusion(
+    recipe: Recipe,
+    language_model: Any,
+    *,
+    latent_channels: int,
+    downsampling: int,
+    language_hash: str = "",
+    cache_dir: Path | None = None,
+) -> XFusion:
+    """Builds the model around a frozen language model. Widths that the recipe leaves out are the language model's.
+
+    cache_dir: where frozen text states are kept; None: computed anew for every batch.
+    Raises ValueError for a family that cannot be routed, for layers that do not exist, and for sizes that do not divide.
+    """
+    text_tower = TextTower(language_model)
+    config, tower = language_model.config, recipe.vision_tower
+    layers = tower.layers if tower.layers is not None else tuple(range(text_tower.num_layers))
+    if layers[-1] >= text_tower.num_layers:
+        raise ValueError(
+            f"vision_tower.layers names layer {layers[-1]}, but {recipe.language_model} has layers 0 to "
+            f"{text_tower.num_layers - 1}"
+        )
+    if recipe.image_size % (downsampling * tower.patch_size):
+        raise ValueError(
+            f"image_size {recipe.image_size} is not a multiple of {downsampling * tower.patch_size} "
+            f"(the autoencoder's {downsampling} times vision_tower.patch_size {tower.patch_size})"
+        )
+    hidden = tower.hidden_size or config.hidden_size
+    symmetric = hidden == config.hidden_size and not (
+        tower.intermediate_size or tower.num_attention_heads or tower.num_key_value_heads
+    )
+    heads = tower.num_attention_heads or (config.num_attention_heads if symmetric else max(1, hidden // 64))
+    key_value_heads = tower.num_key_value_heads or (config.num_key_value_heads if symmetric else heads)
+    if not symmetric and (hidden % heads or heads % key_value_heads or (hidden // heads) % 2):
+        raise ValueError(
+            f"vision_tower.hidden_size {hidden} must be an even multiple of num_attention_heads {heads}, and the heads "
+            f"a multiple of num_key_value_heads {key_value_heads}"
+        )
+    vision_tower = VisionTower(
+        language_model,
+        layers=layers,
+        latent_channels=latent_channels,
+        latent_size=recipe.image_size // downsampling,
+        patch_size=tower.patch_size,
+        hidden_size=hidden,
+        intermediate_size=tower.intermediate_size or (config.intermediate_size if symmetric else 4 * hidden),
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        adaln=tower.time_conditioning == "adaln",
+        boundary_tokens=tower.boundary_tokens,
+        copy_layers=symmetric,
+    )
+    cache = None
+    if cache_dir is not None:
+        cache = TensorCache(cache_dir, key=f"text-{language_hash[:16]}-{text_tower.language_model.dtype}".replace(".", "-"))
+    return XFusion(text_tower, vision_tower, TextStates(text_tower, layers, cache))

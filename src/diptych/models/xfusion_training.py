@@ -1,0 +1,146 @@
+"""X-Fusion as the train loop sees it: samples to batches, batches to losses (X-Fusion section 3, 0.2 CE + 1.0 flow)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from diptych.config import Recipe
+from diptych.data.contact_sheet import draw_image_grid
+from diptych.data.formats import Sample, read_samples
+from diptych.data.tokenize import build_sequence
+from diptych.diffusion.path import add_noise, sample_times, velocity_target
+from diptych.models.checkpoint import save_morph
+from diptych.models.generate import Morph
+from diptych.models.image_latents import ImageLatents
+from diptych.models.method import LossSum
+from diptych.nn.visibility import RoutingPlan, build_plan
+from diptych.sequence import Batch, pack
+from diptych.sequence import Sequence as Stream
+
+
+@dataclass(frozen=True)
+class XFusionBatch:
+    """A packed batch with its routing plan, and the noise [It, C, h, w] and times [It] of its target images."""
+
+    batch: Batch
+    plan: RoutingPlan
+    noise: Tensor
+    t: Tensor
+
+    def to(self, device: torch.device | str) -> XFusionBatch:
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+class XFusionTraining(nn.Module):
+    """Trains the vision tower of a morph; the language model stays as it is. Implements `Method`."""
+
+    def __init__(self, recipe: Recipe, morph: Morph) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.model = morph.model
+        self.morph = morph
+        self.loss_weights = {"ce": recipe.objective.ce_weight, "flow": recipe.objective.flow_weight}
+        self.sources = [_read(source.path, recipe.data.max_bad_fraction) for source in recipe.data.sources]
+        self.latents = ImageLatents(morph.autoencoder, recipe.image_size, cache_dir=morph.cache_dir)
+        self.latents.prepare({image for samples in self.sources for sample in samples for image in sample.images})
+        self._streams: dict[tuple[int, int, bool], Stream] = {}
+
+    def num_samples(self) -> tuple[int, ...]:
+        return tuple(len(samples) for samples in self.sources)
+
+    def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> XFusionBatch:
+        objective = self.recipe.objective
+        streams, noise, times = [], [], []
+        for draw, source, index in picks:
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
+            dropped = torch.rand((), generator=generator).item() < objective.text_cond_dropout_prob
+            stream = self._stream(source, index, dropped and self._draws(source, index))
+            streams.append(replace(stream, draw=draw))
+            for span in stream.images:
+                if span.is_target:
+                    noise.append(torch.randn(span.image.shape, generator=generator))
+                    times.append(
+                        sample_times(
+                            1,
+                            density=objective.timestep_sampling,
+                            shift=objective.timestep_shift,
+                            generator=generator,
+                        )
+                    )
+        batch = pack(streams)
+        empty = torch.zeros(0)
+        return XFusionBatch(
+            batch=batch,
+            plan=build_plan(batch, window=self.model.text_tower.window),
+            noise=torch.stack(noise) if noise else empty,
+            t=torch.cat(times) if times else empty,
+        )
+
+    def loss_counts(self, batch: XFusionBatch) -> dict[str, float]:
+        return {"ce": float(batch.plan.labels.numel()), "flow": float(batch.noise.numel())}
+
+    def forward(self, batch: XFusionBatch) -> dict[str, LossSum]:
+        packed, plan = batch.batch, batch.plan
+        counts = self.loss_counts(batch)
+        noised = target = batch.noise
+        if batch.noise.numel():
+            data = packed.images[packed.image_is_target]
+            noised = add_noise(data, batch.noise, batch.t)
+            target = velocity_target(data, batch.noise)
+        velocity, logits = self.model(packed, plan, noised, batch.t)
+        zero = torch.zeros((), device=packed.token_ids.device)
+        flow = zero if velocity is None else (velocity.float() - target).square().sum()
+        ce = zero if logits is None else cross_entropy(logits.float(), plan.labels, reduction="sum")
+        return {"ce": LossSum(ce, counts["ce"]), "flow": LossSum(flow, counts["flow"])}
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.vision_tower.named_parameters())
+
+    def shard_modules(self) -> Iterable[nn.Module]:
+        return list(self.model.vision_tower.blocks)
+
+    def frozen_hashes(self) -> dict[str, str]:
+        return self.morph.frozen_hashes()
+
+    def sample_grid(self, *, seed: int) -> Image.Image | None:
+        prompts = self.recipe.sample.prompts
+        if not prompts:
+            return None
+        conversations: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        answers = self.morph.generate_batch(conversations, generation_mode="image", seed=seed)
+        return draw_image_grid([answer[0] for answer in answers], list(prompts), columns=min(8, len(prompts)))
+
+    def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
+        save_morph(folder, self.morph, weights=weights)
+
+    def _draws(self, source: int, index: int) -> bool:
+        messages = self.sources[source][index].messages
+        return any(isinstance(part, int) for m in messages if m.role == "assistant" for part in m.parts)
+
+    def _stream(self, source: int, index: int, unconditional: bool) -> Stream:
+        key = (source, index, unconditional)
+        if key not in self._streams:
+            self._streams[key] = build_sequence(
+                self.sources[source][index],
+                tokenizer=self.morph.tokenizer,
+                template=self.recipe.template,
+                load_image=self.latents.load,
+                num_image_tokens=self.model.vision_tower.num_image_tokens,
+                unconditional=unconditional,
+                max_length=self.recipe.data.max_length,
+            )
+        return self._streams[key]
+
+
+def _read(path: str, max_bad_fraction: float) -> list[Sample]:
+    root = Path(path).parent
+    samples = read_samples(path, max_bad_fraction=max_bad_fraction)
+    return [replace(sample, images=tuple(str(root / image) for image in sample.images)) for sample in samples]
