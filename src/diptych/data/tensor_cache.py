@@ -81,7 +81,7 @@ class TensorCache:
                 self.flush()
 
     def flush(self) -> None:
-        """Writes what is not on disk yet as one shard. Raises ValueError if the disk is full; nothing is lost, so try again."""
+        """Writes what is not on disk yet as one shard. Raises ValueError if it cannot; then nothing is lost."""
         with self._lock:
             if not self._unsaved:
                 return

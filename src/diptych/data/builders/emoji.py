@@ -82,8 +82,8 @@ def build_emoji(
 
     The three folders are the unpacked npm packages openmoji, @lobehub/fluent-emoji-3d and emojibase-data.
     `num_concepts`: that many everyday concepts which look different from each other (`choose_everyday`); None: all.
-    `prompt_kinds`: "name", "tags" or both. `held_out_fraction` of the concepts have one style in the held-out files only,
-    in turn Fluent and OpenMoji.
+    `prompt_kinds`: "name", "tags" or both. `held_out_fraction` of the concepts have one style in the held-out files
+    only, in turn Fluent and OpenMoji.
 
     Writes images/{fluent,openmoji}/*.png (RGB on white), the four JSONL files of SPLITS, concepts.json, card.json and
     card.md to a temporary folder that is renamed at the end. Where `out` holds this data set already, nothing is done.
@@ -139,7 +139,7 @@ def build_emoji(
         _write_concepts(folder, concepts, held_out)
         card = DataCard(
             name="emoji",
-            description="Emoji in two styles with their CLDR names and tags: draw them from words, name them from pictures",
+            description="Emoji in two styles: to be drawn from their CLDR names and tags, and named from pictures.",
             settings=settings,
             counts={
                 "concepts": len(concepts),
