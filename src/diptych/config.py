@@ -95,6 +95,16 @@ class TrainConfig(Settings):
     )
 
 
+class AutoencoderTrainingConfig(Settings):
+    """The project's own autoencoder: pixels folded into channels, convolutions at latent resolution."""
+
+    fold: int = Field(8, gt=1)
+    channels: int = Field(96, gt=0)
+    latent_channels: int = Field(16, gt=0)
+    num_decoder_blocks: int = Field(3, ge=0)
+    latent_noise: float = Field(0.3, ge=0, description="largest standard deviation of the noise that the decoder forgives")
+
+
 class Recipe(Settings):
     """Everything that one run needs, and nothing from anywhere else."""
 
@@ -106,7 +116,9 @@ class Recipe(Settings):
     trust_remote_code: bool = False
     template: Literal["auto", "chatml", "plain"] = "auto"
     autoencoder: str = "emoji-tiny"
+    autoencoder_training: AutoencoderTrainingConfig = AutoencoderTrainingConfig()
     image_size: int = Field(64, gt=0)
+    morph_dtype: Literal["float32", "bfloat16"] = Field("float32", description="how a morph is stored")
     cache_dir: str | None = None
     vision_tower: VisionTowerConfig = VisionTowerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

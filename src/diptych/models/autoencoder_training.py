@@ -1,0 +1,263 @@
+"""Trains the project's own autoencoder: a diffusers `AutoencoderTiny` over folded pixels, small, seamless, forgiving.
+
+It starts as the principal components of the pixels' blocks, which is already the best linear code, and learns from
+there. Noise on the latents in training makes the decoder forgive what a denoiser gets slightly wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from diptych.backbones.autoencoder import Autoencoder, fold_pixels, unfold_pixels
+from diptych.config import Recipe
+from diptych.data.contact_sheet import draw_image_grid
+from diptych.data.formats import read_samples
+from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.models.method import LossSum
+
+LATENT_SCALE = 0.3
+"""Standard deviation of what the decoder reads, so that its tanh(x / 3) input stage stays straight."""
+NUM_SHIFTS = 5
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """Augmented images [B, 3, H, W] in -1..1 and noise for their latents [B, C, h, w]."""
+
+    images: Tensor
+    noise: Tensor
+
+    def to(self, device: torch.device | str) -> PixelBatch:
+        return PixelBatch(self.images.to(device), self.noise.to(device))
+
+
+class AutoencoderTraining(nn.Module):
+    """Implements `Method`. Every tenth picture's concept (by the hash of its file's name) is held out."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.settings = recipe.autoencoder_training
+        if recipe.image_size % self.settings.fold:
+            raise ValueError(f"image_size {recipe.image_size} is not a multiple of autoencoder_training.fold {self.settings.fold}")
+        self.loss_weights = {"squared": 4.0, "absolute": 0.5, "edges": 0.5, "size": 0.01}
+        paths = sorted({p for source in recipe.data.sources for p in _image_paths(source.path)})
+        kept = [path for path in paths if not is_held_out(path)]
+        self.images = _load(kept, recipe.image_size)
+        self.held_out = _load([path for path in paths if is_held_out(path)], recipe.image_size)
+        if not len(self.images) or not len(self.held_out):
+            raise ValueError(f"{len(paths)} images are too few to train an autoencoder and hold a tenth out; add images")
+        torch.manual_seed(recipe.seed)
+        self.network = build_autoencoder(
+            fold=self.settings.fold,
+            channels=self.settings.channels,
+            latent_channels=self.settings.latent_channels,
+            num_decoder_blocks=self.settings.num_decoder_blocks,
+        )
+        sample = self.images[torch.randperm(len(self.images))[:2500]]
+        initialise_as_components(self.network, fold_pixels(_unit(sample), self.settings.fold))
+
+    def num_samples(self) -> tuple[int, ...]:
+        return (len(self.images),) * len(self.recipe.data.sources)
+
+    def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> PixelBatch:
+        images, noise = [], []
+        side = self.recipe.image_size // self.settings.fold
+        for draw, _, index in picks:
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
+            images.append(_augment(_unit(self.images[index]), generator))
+            level = self.settings.latent_noise * torch.rand((), generator=generator)
+            noise.append(level * torch.randn(self.settings.latent_channels, side, side, generator=generator))
+        return PixelBatch(torch.stack(images), torch.stack(noise))
+
+    def loss_counts(self, batch: PixelBatch) -> dict[str, float]:
+        count = float(len(batch.images))
+        return dict.fromkeys(self.loss_weights, count)
+
+    def forward(self, batch: PixelBatch) -> dict[str, LossSum]:
+        latents = self.network.encoder(_channels_last(fold_pixels(batch.images, self.settings.fold))) / LATENT_SCALE
+        decoded = self.network.decoder((latents + batch.noise) * LATENT_SCALE)
+        error = unfold_pixels(decoded, self.settings.fold) - batch.images
+        edges = _mean(error.diff(dim=-1).abs()) + _mean(error.diff(dim=-2).abs())
+        losses = {
+            "squared": _mean(error.square()),
+            "absolute": _mean(error.abs()),
+            "edges": edges,
+            "size": _mean(latents.square()),
+        }
+        count = float(len(batch.images))
+        return {name: LossSum(per_image.sum(), count) for name, per_image in losses.items()}
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.network.named_parameters())
+
+    def shard_modules(self) -> Iterable[nn.Module]:
+        return [self.network.encoder, self.network.decoder]
+
+    def frozen_hashes(self) -> dict[str, str]:
+        return {}
+
+    def sample_grid(self, *, seed: int) -> Image.Image | None:
+        images = _unit(self.held_out[:: max(1, len(self.held_out) // 8)][:8])
+        with torch.no_grad():
+            latents = self.network.encoder(fold_pixels(images, self.settings.fold))
+            decoded = unfold_pixels(self.network.decoder(latents), self.settings.fold)
+        pictures = [tensor_to_image(image) for image in torch.cat((images, decoded))]
+        return draw_image_grid(pictures, ["held out"] * len(images) + ["decoded"] * len(images), columns=len(images))
+
+    def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
+        """Writes a diffusers folder in bf16, its latents normalised over the training images, and its held-out PSNR."""
+        network = build_autoencoder(
+            fold=self.settings.fold,
+            channels=self.settings.channels,
+            latent_channels=self.settings.latent_channels,
+            num_decoder_blocks=self.settings.num_decoder_blocks,
+        )
+        source = weights if weights is not None else dict(self.network.named_parameters())
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.copy_(source[name])
+        spread = _spread(network, self.images, self.settings.fold)
+        network.register_to_config(scaling_factor=1.0 / spread)
+        network.to(torch.bfloat16).save_pretrained(folder)
+        stored = Autoencoder(AutoencoderTiny.from_pretrained(folder).float(), name=folder, hash="")
+        scores = {
+            "held_out_psnr_db": reconstruction_psnr(stored, _unit(self.held_out)),
+            "held_out_psnr_db_noise_0.2": reconstruction_psnr(stored, _unit(self.held_out), noise=0.2),
+            "num_held_out": len(self.held_out),
+            "num_trained": len(self.images),
+            "image_size": self.recipe.image_size,
+        }
+        Path(folder, "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+def build_autoencoder(*, fold: int, channels: int, latent_channels: int, num_decoder_blocks: int) -> Any:
+    """One encoder block and a few decoder blocks, all at latent resolution: `fold` is the whole downsampling."""
+    network = AutoencoderTiny(
+        in_channels=3 * fold**2,
+        out_channels=3 * fold**2,
+        encoder_block_out_channels=(channels,),
+        decoder_block_out_channels=(channels,),
+        num_encoder_blocks=(1,),
+        num_decoder_blocks=(num_decoder_blocks,),
+        latent_channels=latent_channels,
+    )
+    return network.to(memory_format=torch.channels_last)
+
+
+def reconstruction_psnr(autoencoder: Autoencoder, images: Tensor, *, noise: float = 0.0) -> float:
+    """Mean peak signal-to-noise ratio in dB of [N, 3, H, W] in -1..1; `noise`: standard deviation added to the latents."""
+    generator = torch.Generator().manual_seed(0)
+    values = []
+    for chunk in images.split(64):
+        latents = autoencoder.encode(chunk)
+        latents = latents + noise * torch.randn(latents.shape, generator=generator)
+        squared = (autoencoder.decode(latents) - chunk).square().mean(dim=(1, 2, 3)).clamp_min(1e-8)
+        values.append(10 * torch.log10(4 / squared))
+    return float(torch.cat(values).mean())
+
+
+def is_held_out(path: str) -> bool:
+    """A tenth of all concepts, by the hash of the file's name: both styles of a concept go together."""
+    return int(hashlib.sha256(Path(path).stem.encode()).hexdigest()[:8], 16) % 10 == 0
+
+
+@torch.no_grad()
+def initialise_as_components(network: Any, folded: Tensor) -> None:
+    """Sets the network to the linear code of the folded pixels' principal components, [B, 3 f^2, h, w] in -1..1.
+
+    A component c travels through the ReLUs as the pair (c, -c). Blocks start as the identity. The code's scale is
+    uneven on purpose: the variance of component k is its own to the power 1/2, so that what matters to the eye
+    matters to a denoiser, only less so.
+    """
+    blocks = [module for module in network.modules() if type(module).__name__ == "AutoencoderTinyBlock"]
+    for block in blocks:
+        block.conv[4].weight.zero_()
+        block.conv[4].bias.zero_()
+    first, last = network.encoder.layers[0], network.encoder.layers[-1]
+    inner, outer = network.decoder.layers[0], network.decoder.layers[-1]
+    latent, pairs = last.out_channels, first.out_channels // 2
+    if pairs < latent:
+        raise ValueError(f"{first.out_channels} channels cannot carry {latent} latent channels in pairs; use {2 * latent} or more")
+    pixels = (folded.permute(0, 2, 3, 1).flatten(0, 2) + 1) / 2  # diffusers' layers see 0..1
+    mean = pixels.mean(0)
+    centred = pixels - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(pixels))
+    values, vectors = values.flip(0).clamp_min(1e-8), vectors.flip(1)
+    scale = values[:latent] ** -0.25
+    scale = scale * LATENT_SCALE / (scale.square() * values[:latent]).mean().sqrt()
+    for convolution in (first, last, inner, outer):
+        convolution.weight.mul_(0.1)
+        convolution.bias.zero_()
+    pairs = min(pairs, vectors.shape[1])
+    directions = vectors[:, :pairs].T
+    offset = directions @ mean
+    first.weight[:pairs, :, 1, 1], first.weight[pairs : 2 * pairs, :, 1, 1] = directions, -directions
+    first.bias[:pairs], first.bias[pairs : 2 * pairs] = -offset, offset
+    last.weight[:, :, 1, 1] = 0
+    inner.weight[: 2 * pairs, :, 1, 1] = 0
+    outer.weight[:, :, 1, 1] = 0
+    outer.bias.copy_(mean)
+    for k in range(latent):
+        last.weight[k, k, 1, 1], last.weight[k, pairs + k, 1, 1] = scale[k], -scale[k]
+        inner.weight[k, k, 1, 1], inner.weight[pairs + k, k, 1, 1] = 1 / scale[k], -1 / scale[k]
+        outer.weight[:, k, 1, 1], outer.weight[:, pairs + k, 1, 1] = vectors[:, k], -vectors[:, k]
+
+
+def _spread(network: Any, images: Tensor, fold: int) -> float:
+    with torch.no_grad():
+        latents = [network.encoder(fold_pixels(_unit(chunk), fold)) for chunk in images.split(64)]
+    return float(torch.cat(latents).std())
+
+
+def _augment(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirrors, shifts on white, or swaps colours, each for some of the images."""
+    flip, shift, colour = torch.rand(3, generator=generator).tolist()
+    if flip < 0.5:
+        image = image.flip(-1)
+    if shift < 0.5:
+        top, left = torch.randint(0, 2 * NUM_SHIFTS + 1, (2,), generator=generator).tolist()
+        padded = pad(image, (NUM_SHIFTS,) * 4, value=1.0)
+        image = padded[:, top : top + image.shape[1], left : left + image.shape[2]]
+    if colour < 0.3:
+        image = image[torch.randperm(3, generator=generator)]
+    return image
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    """uint8 -> -1..1."""
+    return pixels.float() / 127.5 - 1.0
+
+
+def _mean(per_pixel: Tensor) -> Tensor:
+    return per_pixel.flatten(1).mean(dim=1)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _image_paths(source: str) -> list[str]:
+    root = Path(source).parent
+    return [str(root / image) for sample in read_samples(source) for image in sample.images]
+
+
+def _load(paths: list[str], size: int) -> Tensor:
+    """Images as uint8 [N, 3, size, size]."""
+    if not paths:
+        return torch.zeros(0, 3, size, size, dtype=torch.uint8)
+    tensors = [image_to_tensor(open_image(path), size) for path in paths]
+    return torch.stack([((t + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for t in tensors])
+
+
