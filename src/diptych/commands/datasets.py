@@ -1,0 +1,63 @@
+"""`diptych data`: build a data set, look at one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Build data sets, and look at them.", no_args_is_help=True)
+build_app = typer.Typer(help="Build a data set from embedded assets.", no_args_is_help=True)
+app.add_typer(build_app, name="build")
+
+
+@build_app.command("emoji")
+def build_emoji(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    num_concepts: Annotated[int | None, typer.Option(min=1, help="How many concepts; left out: all.")] = None,
+    prompt_kind: Annotated[
+        list[str] | None, typer.Option(help="What prompts are made of: name, tags; may be given twice.")
+    ] = None,
+) -> None:
+    """Emoji in two styles (Fluent 3D, OpenMoji flat) with names, tags and questions; some style of some is held out."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from diptych.backbones.assets import asset_path
+    from diptych.data.builders.emoji import build_emoji as build
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        built = build(
+            out,
+            openmoji_folder=asset_path("openmoji"),
+            fluent_folder=asset_path("fluent-emoji-3d"),
+            emojibase_folder=asset_path("emojibase-data"),
+            num_concepts=num_concepts,
+            prompt_kinds=tuple(prompt_kind or ["name"]),
+            progress=report,
+        )
+    print(f"{built.summary()}; what is in it: {out / 'card.md'}")
+
+
+@app.command("show")
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set: a folder with .jsonl files.")],
+    num: Annotated[int, typer.Option(min=1, help="How many samples.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="The picture; left out: contact-sheet.png in DIR.")] = None,
+) -> None:
+    """Draw a contact sheet of samples, so that a person can look at the data."""
+    from diptych.data.contact_sheet import draw_folder_sheet
+
+    sheet = draw_folder_sheet(folder, num)
+    path = out or folder / "contact-sheet.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG")
+    print(path)

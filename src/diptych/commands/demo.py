@@ -1,0 +1,22 @@
+"""`diptych demo`: the main job at small scale, from nothing to a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run, its report and its morph.")] = Path("runs/demo"),
+    method: Annotated[str, typer.Option(help="Which method to train: xfusion.")] = "xfusion",
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Training time; left out: the recipe's.")] = None,
+    num_concepts: Annotated[int | None, typer.Option(min=2, help="How many emoji concepts.")] = None,
+) -> None:
+    """Teach SmolLM2 to draw and name emoji in about ten minutes on two cores, then write a report. Resumes if stopped."""
+    if method != "xfusion":
+        raise ValueError(f"there is no method {method!r}; the demo knows: xfusion")
+    from diptych.studies.demo import run_demo
+
+    raise typer.Exit(run_demo(out, minutes=minutes, num_concepts=num_concepts))

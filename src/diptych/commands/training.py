@@ -1,0 +1,48 @@
+"""`diptych train` and `diptych inspect`: run a recipe, or say what it would cost."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file such as recipes/demo.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.max_steps=100.")
+]
+
+
+def train(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Train what a recipe says. Ctrl-C saves and stops; resume_from_checkpoint=latest goes on from there.
+
+    Several processes: torchrun --nproc-per-node 2 -m diptych train RECIPE
+    """
+    from diptych.config import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    from diptych.models.registry import build_method
+    from diptych.train.loop import run_training
+
+    result = run_training(settings, build_method(settings))
+    raise typer.Exit(result.exit_code)
+
+
+def inspect(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    assume: Annotated[
+        float | None,
+        typer.Option(
+            "--gflops", help="Speed to reckon with, in GFLOP/s; left out: measured on this machine.", min=0.001
+        ),
+    ] = None,
+) -> None:
+    """Say what a recipe costs: parameters and who trains, FLOPs per token by part, memory, expected time."""
+    from diptych.config import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    from diptych.models.accounting import account_recipe, measure_matmul_rate
+
+    account = account_recipe(settings)
+    rate = assume * 1e9 if assume is not None else measure_matmul_rate(account.dtype)
+    print(account.describe(rate, measured=assume is None))
