@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diptych.config import Recipe, build_recipe
 from diptych.models.method import LossSum
+from diptych.train.checkpoint import Snapshot
 
 WIDTH = 6
 NUM_SAMPLES = (11, 7)
@@ -33,15 +34,15 @@ class ToyBatch:
 
 
 class ToyMethod(nn.Module):
-    """`kinds`: mixed (draw by draw), text, image, or pairs (draws 2k and 2k + 1 alike, by chance); `noise`: global randomness in forward;
-    `poison`: {draw: site} puts a NaN at a site (text, image, gradient) in the batch that holds the draw."""
-
-    loss_weights = {"text": 0.2, "image": 1.0}
+    """`kinds`: mixed (draw by draw), text, image, or pairs (draws 2k and 2k + 1 alike, by chance); `noise`: global
+    randomness in forward; `poison`: {draw: site} puts a NaN at a site (text, image, gradient) in the batch that holds
+    the draw."""
 
     def __init__(
         self, *, kinds: str = "mixed", noise: float = 0.0, poison: dict[int, str] | None = None, width: int = WIDTH
     ) -> None:
         super().__init__()
+        self.loss_weights = {"text": 0.2, "image": 1.0}
         torch.manual_seed(1)
         self.base = nn.Linear(WIDTH, width).requires_grad_(False)
         self.text_block = nn.Sequential(nn.Linear(width, width + 1), nn.Tanh())
@@ -114,6 +115,27 @@ class ToyMethod(nn.Module):
         save_file(weights or own, Path(folder) / "trained.safetensors")
 
 
+class HookedMethod(ToyMethod):
+    """Calls `hook(number of forward passes before this one)` first."""
+
+    def __init__(self, hook: Callable[[int], object], **options: Any) -> None:
+        super().__init__(**options)
+        self.hook, self.passes = hook, 0
+
+    def forward(self, batch: ToyBatch) -> dict[str, LossSum]:
+        self.hook(self.passes)
+        self.passes += 1
+        return super().forward(batch)
+
+
+def make_snapshot(step: int) -> Snapshot:
+    """A checkpoint's content, made of numbers that its step seeds."""
+    generator = torch.Generator().manual_seed(step)
+    trained = {"a": torch.randn(7, 5, generator=generator), "b.c": torch.randn(3, generator=generator)}
+    moments = {"exp_avg.a": torch.randn(7, 5, generator=generator), "exp_avg.b.c": torch.zeros(3)}
+    return Snapshot(step, {"step": step, "run": {"seed": 1}}, {"trained": trained, "optimizer": moments})
+
+
 def toy_recipe(output_dir: Path | str, *, seed: int = 3, **train: Any) -> Recipe:
     """Twelve quick steps; keyword arguments are keys of `train`."""
     settings = {
@@ -129,5 +151,11 @@ def toy_recipe(output_dir: Path | str, *, seed: int = 3, **train: Any) -> Recipe
     }
     sources = [{"path": "a.jsonl", "weight": 2}, {"path": "b.jsonl", "weight": 1}]
     return build_recipe(
-        {"output_dir": str(output_dir), "seed": seed, "dtype": "float32", "data": {"sources": sources}, "train": settings}
+        {
+            "output_dir": str(output_dir),
+            "seed": seed,
+            "dtype": "float32",
+            "data": {"sources": sources},
+            "train": settings,
+        }
     )

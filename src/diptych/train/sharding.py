@@ -13,16 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from diptych import distributed
 from diptych.models.method import LossSum, Method
 from diptych.train.optim import local
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 
 class _Root(nn.Module):
@@ -61,15 +63,17 @@ class TrainedMethod:
         self.parameters = self._registered()
 
     def _divide(self, trained: set[nn.Parameter]) -> list[FSDPModule]:
+        from torch.distributed.fsdp import fully_shard  # two seconds that a single process saves
+
         frozen = {parameter for parameter in self._root.parameters() if parameter not in trained}
         mesh = distributed.data_mesh()
         modules = [*self.method.shard_modules(), self._root]
         for module in modules:
             fully_shard(module, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
-        root = cast(FSDPModule, self._root)
+        root = cast("FSDPModule", self._root)
         root.set_requires_gradient_sync(False)
         root.set_reshard_after_backward(False)
-        return [cast(FSDPModule, module) for module in modules]
+        return [cast("FSDPModule", module) for module in modules]
 
     def _registered(self) -> dict[str, nn.Parameter]:
         """The parameters that the modules hold at present: shards, or whole ones while gathered."""
@@ -95,7 +99,7 @@ class TrainedMethod:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self._shards:
-            root = cast(FSDPModule, self._root)
+            root = cast("FSDPModule", self._root)
             root.set_requires_gradient_sync(True)
             root.set_reshard_after_backward(True)
             self._root(None, torch.zeros(1, device=self.device, requires_grad=True)).backward(
@@ -192,7 +196,7 @@ def collect_whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach()
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        full = cast("DTensor", tensor).full_tensor() if _is_sharded(tensor) else tensor
         if distributed.is_main():
             whole[name] = full.to("cpu", copy=True)
     return whole
@@ -203,6 +207,16 @@ def assign_whole(targets: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> 
     """Overwrites whole or sharded tensors with whole ones, without communication."""
     for name, target in targets.items():
         value = whole[name].to(local(target).device)
-        if isinstance(target, DTensor):
-            value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
-        local(target).copy_(local(value))
+        if _is_sharded(target):
+            value = _shard_like(value, cast("DTensor", target))
+        local(target).copy_(value)
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return local(tensor) is not tensor
+
+
+def _shard_like(whole: Tensor, target: DTensor) -> Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None).to_local()

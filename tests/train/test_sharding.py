@@ -1,0 +1,124 @@
+"""Laws of several processes: two gloo ranks under FSDP2 do what one process does, whatever each rank's samples are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import diptych
+from diptych.train.log import read_log
+from diptych.train.loop import run_training
+from train.toy_method import HookedMethod, ToyMethod, toy_recipe
+from train.two_ranks import MIXES, SITES
+
+Reports = tuple[Path, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """Both ranks' reports of one torchrun (most of its time is imports, so one does it all)."""
+    folder = tmp_path_factory.mktemp("two")
+    stop = threading.Event()
+    halting = HookedMethod(lambda done: stop.set() if done == 5 else None)
+    run_training(toy_recipe(folder / "one-to-two", resume_from_checkpoint="latest"), halting, stop=stop)
+    roots = (Path(diptych.__file__).parents[1], Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))}
+    script = str(Path(__file__).with_name("two_ranks.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    ended = subprocess.run(
+        [*command, str(folder)], env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr
+    return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def compare_runs(one: Path, other: Path, *, from_step: int = 0) -> float:
+    """Asserts equal losses and morphs to 1e-5; gives the worst relative difference of a loss."""
+    rows = [read_log(run / "log.jsonl") for run in (one, other)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    losses = [torch.tensor([row["loss"] for row in each[from_step:]], dtype=torch.float64) for each in rows]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    weights = [load_file(run / "morph" / "trained.safetensors") for run in (one, other)]
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
+    return float(((losses[1] - losses[0]) / losses[0]).abs().max())
+
+
+def test_two_ranks_train_as_one_process_over_100_random_mixes(two: Reports, tmp_path: Path) -> None:
+    """Each rank's micro-batch is text only or images only by chance; 200 of them, no hang. Measured worst: 1e-6."""
+    folder, reports = two
+    options = {**MIXES, "per_device_train_batch_size": 4}
+    run_training(toy_recipe(tmp_path, **options), ToyMethod(kinds="pairs"))
+    worst = compare_runs(tmp_path, folder / "mixes")
+    print(f"worst relative difference of a loss: {worst:.1e}")
+    method = ToyMethod(kinds="pairs")
+    kinds = []
+    for draw in range(0, 50 * 8, 4):
+        batches = [method.build_batch([(d, 0, 0), (d + 1, 0, 0)], seed=3) for d in (draw, draw + 2)]
+        kinds.append(tuple(bool(batch.is_text.all()) for batch in batches))
+    assert len(kinds) == 100
+    assert {(True, False), (False, True), (True, True), (False, False)} == set(kinds)
+    draws = [{draw for draw, _, _ in report["mixes"]["built"]} for report in reports]
+    assert not draws[0] & draws[1]
+    assert draws[0] | draws[1] == set(range(400))
+    assert {report["mixes"]["frozen"] for report in reports} == {ToyMethod().frozen_hashes()["base"]}
+    assert sorted(path.name for path in (folder / "mixes" / "samples").iterdir()) == [
+        "step-000025.png",
+        "step-000050.png",
+    ]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_both_ranks_stop_or_skip_alike_for_what_is_not_finite_in_one(two: Reports, site: str) -> None:
+    _, reports = two
+    assert reports[0][site] == reports[1][site]
+    assert reports[0][site]["unchanged"] is True
+    named = "norm of the gradient" if site == "gradient" else f"the loss '{site}' is nan"
+    assert reports[0][site]["error"].startswith("step 5: ")
+    assert named in reports[0][site]["error"]
+    assert [report[f"{site} skipped"] for report in reports] == [{"skipped": 1, "step": 12}] * 2
+
+
+def test_a_stop_asked_of_one_rank_stops_both_after_the_step(two: Reports) -> None:
+    _, reports = two
+    assert [report["stopped"] for report in reports] == [{"step": 6, "interrupted": True}] * 2
+
+
+def test_a_run_resumes_on_another_number_of_processes(two: Reports, tmp_path: Path) -> None:
+    """1 -> 2 and 2 -> 1: the same samples, none dropped or doubled, the same losses."""
+    folder, reports = two
+    run_training(toy_recipe(tmp_path / "whole"), ToyMethod())
+    compare_runs(tmp_path / "whole", folder / "one-to-two")
+    draws = sorted(draw for report in reports for draw, _, _ in report["one to two"]["built"])
+    assert draws == list(range(12, 24))
+    method = ToyMethod()
+    run_training(toy_recipe(folder / "two-to-one", resume_from_checkpoint="latest"), method)
+    assert [draw for draw, _, _ in method.built] == list(range(12, 24))
+    compare_runs(tmp_path / "whole", folder / "two-to-one")
+
+
+def test_two_ranks_resume_bit_for_bit(two: Reports) -> None:
+    folder, _ = two
+    for name in ("trained", "optimizer", "average"):
+        ends = [folder / run / f"checkpoints/step-000012/{name}.safetensors" for run in ("whole-of-two", "two-to-two")]
+        assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_every_rank_hears_of_a_full_disk(two: Reports) -> None:
+    _, reports = two
+    assert "No space left" in reports[0]["disk full"]
+    assert "rank 0" in reports[1]["disk full"]
+
+
+def test_sums_and_bytes_reach_every_rank(two: Reports) -> None:
+    for report in two[1]:
+        assert report["sum"] == 3.0
+        assert report["bytes"] == ["x", "xx"]
