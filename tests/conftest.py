@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 # Before torch is imported, and inherited by the commands that tests start.
@@ -19,10 +18,10 @@ for _name, _value in {
 }.items():
     os.environ[_name] = _value
 
-import numpy
-import pytest
-import torch
-from hypothesis import settings
+import numpy  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("diptych", deadline=None, derandomize=True)
@@ -37,7 +36,7 @@ def fixed_seeds() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only this machine's own addresses answer: a test that reaches for a hub fails at once."""
     connect = socket.socket.connect
 
@@ -48,11 +47,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_to_loopback)
-    yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests marked `assets` where the cache has not got them; `make test` fetches them first and allows no skip."""
+    """Skips tests whose assets are not in the cache; `make test` fetches them first and allows no skip."""
     marked = [(item, marker) for item in items if (marker := item.get_closest_marker("assets")) is not None]
     if not marked or os.environ.get("DIPTYCH_REQUIRE_ASSETS") == "1":
         return

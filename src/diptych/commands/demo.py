@@ -14,7 +14,7 @@ def demo(
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Training time; left out: the recipe's.")] = None,
     num_concepts: Annotated[int | None, typer.Option(min=2, help="How many emoji concepts.")] = None,
 ) -> None:
-    """Teach SmolLM2 to draw and name emoji in about ten minutes on two cores, then write a report. Resumes if stopped."""
+    """Teach SmolLM2 to draw and name emoji in ten minutes on two cores, and write a report. Resumes if stopped."""
     if method != "xfusion":
         raise ValueError(f"there is no method {method!r}; the demo knows: xfusion")
     from diptych.studies.demo import run_demo

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     auto = "auto"
     text = "text"
     image = "image"
