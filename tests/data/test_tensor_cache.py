@@ -38,18 +38,23 @@ def test_values_come_back_bit_for_bit_from_another_process_view(tmp_path: Path, 
     cache.put("caption", {**values, "empty": original[:0]})
     cache.flush()
     kept = TensorCache(tmp_path, key="model-1").get("caption")
-    assert kept is not None and set(kept) == {*values, "empty"}
+    assert kept is not None
+    assert set(kept) == {*values, "empty"}
     assert kept["empty"].shape == (0, 5, 7)
     for name, value in values.items():
-        assert kept[name].dtype == dtype and kept[name].shape == value.shape
+        assert kept[name].dtype == dtype
+        assert kept[name].shape == value.shape
         assert kept[name].contiguous().view(-1).view(torch.uint8).equal(value.contiguous().view(-1).view(torch.uint8))
 
 
 def test_what_was_never_put_is_none_and_a_single_tensor_has_a_name(tmp_path: Path) -> None:
     cache = TensorCache(tmp_path, key="m")
-    assert cache.get("a") is None and "a" not in cache and len(cache) == 0
+    assert cache.get("a") is None
+    assert "a" not in cache
+    assert len(cache) == 0
     cache.put("a", torch.ones(2))
-    assert "a" in cache and len(cache) == 1
+    assert "a" in cache
+    assert len(cache) == 1
     assert cache.get("a")["tensor"].equal(torch.ones(2))
 
 
@@ -109,7 +114,8 @@ def test_a_damaged_index_is_dropped_with_a_warning(tmp_path: Path, text: str) ->
     index.write_text(text)
     with pytest.warns(UserWarning, match="damaged"):
         again = TensorCache(tmp_path, key="m")
-    assert len(again) == 0 and not list(again.folder.iterdir())
+    assert len(again) == 0
+    assert not list(again.folder.iterdir())
 
 
 @pytest.mark.parametrize("failing", ["save_file", "_sha256", "replace"])
@@ -168,7 +174,9 @@ def test_orphans_of_a_killed_process_go_after_a_day_and_not_before(tmp_path: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = TensorCache(tmp_path, key="m")
-    assert not old.exists() and new.exists() and again.get("c0") is not None
+    assert not old.exists()
+    assert new.exists()
+    assert again.get("c0") is not None
 
 
 def test_a_second_get_costs_a_dictionary_look_up(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ the file's folder.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -245,8 +246,8 @@ def _check_image(root: Path, image: str) -> None:
         location = resolve_inside(root, image)
     except ValueError as error:
         raise RecordError("image path", str(error)) from None
-    if not location.is_file():
-        raise RecordError("missing image", f"image {image!r} does not exist in {root}")
+    if not os.path.isfile(location):  # unlike Path.is_file, False for a name too long for the system
+        raise RecordError("missing image", f"image {image[:200]!r} does not exist in {root}")
 
 
 def _decode(line: bytes) -> object:

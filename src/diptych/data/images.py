@@ -8,7 +8,6 @@ import stat
 import struct
 import zlib
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ def resolve_inside(root: str | Path, path: str) -> Path:
     Raises ValueError that names the path: empty, absolute, with `..`, a drive, a scheme (`file:`, `pipe:`, `http:`), a
     NUL or a backslash, or a link that leads out of `root`.
     """
-    shown = repr(path)
+    shown = repr(path[:200])
     if not path or path.startswith("/") or "\x00" in path or "\\" in path:
         raise ValueError(f"image path {shown} must be a relative path inside {root}, with forward slashes")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
@@ -80,9 +79,10 @@ def open_image(path: str | Path, *, root: str | Path | None = None, max_pixels: 
         raise ValueError(f"image {location} does not exist") from None
     except OSError as error:
         raise ValueError(f"image {location} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"image {location} is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError(f"image {location} is not a regular file")
         try:
             with Image.open(file, formats=IMAGE_FORMATS) as image:
                 width, height = image.size
@@ -105,14 +105,13 @@ class _TooLarge(Exception):
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    upright = cast(Image.Image, ImageOps.exif_transpose(image))
-    if upright.mode.startswith("I"):  # convert() would clip 16-bit values at 255
-        upright = _from_16_bit(upright)
-    if "A" in upright.mode or "a" in upright.mode or "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright)
-    return upright.convert("RGB")
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # convert() would clip 16-bit values at 255
+        image = _from_16_bit(image)
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
@@ -128,9 +127,11 @@ def image_to_tensor(image: Image.Image, size: int) -> Tensor:
     """Centre square of an image, resized with antialiasing: [3, size, size] float32 in -1..1."""
     width, height = image.size
     side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    square = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.convert("RGB").crop(
+        (left, top, left + side, top + side)
+    )  # resize(box=) would mix in what is outside
+    square = square.resize((size, size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(square, dtype=np.float32))
     return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0
 

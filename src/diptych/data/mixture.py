@@ -27,7 +27,8 @@ class Mixture:
     def __post_init__(self) -> None:
         if not self.num_samples or len(self.num_samples) != len(self.weights):
             raise ValueError(
-                f"a mixture needs one weight per source, got {len(self.num_samples)} sources and {len(self.weights)} weights"
+                f"a mixture needs one weight per source, "
+                f"got {len(self.num_samples)} sources and {len(self.weights)} weights"
             )
         for source, (count, weight) in enumerate(zip(self.num_samples, self.weights, strict=True)):
             if count <= 0:
