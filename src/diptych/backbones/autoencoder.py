@@ -31,7 +31,9 @@ class Autoencoder:
         config = network.config
         self.fold = int((config.in_channels // 3) ** 0.5)
         if 3 * self.fold**2 != config.in_channels:
-            raise ValueError(f"autoencoder {name!r} reads {config.in_channels} channels, which are no folded RGB pixels")
+            raise ValueError(
+                f"autoencoder {name!r} reads {config.in_channels} channels, which are no folded RGB pixels"
+            )
         self.latent_channels = int(config.latent_channels)
         stages = config.get("encoder_block_out_channels") or config.block_out_channels
         self.downsampling = self.fold * 2 ** (len(stages) - 1)

@@ -1,4 +1,4 @@
-"""Language models: Hugging Face causal LMs, untouched and frozen, with their tokenizers and the hash of their weights."""
+"""Language models: Hugging Face causal LMs, untouched and frozen, with tokenizer and the hash of their weights."""
 
 from __future__ import annotations
 
