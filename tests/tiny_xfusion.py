@@ -1,0 +1,193 @@
+"""Small X-Fusion models, streams and fakes for the tests of the core: built in milliseconds, nothing downloaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import Olmo2Config, Olmo2ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
+
+from diptych.backbones.language import LanguageModel, build_language_model
+from diptych.backbones.tiny_language import build_byte_tokenizer, build_tiny_language_model
+from diptych.config import Recipe, build_recipe
+from diptych.models.generate import Morph
+from diptych.models.text_states import TextStates
+from diptych.models.xfusion import XFusion
+from diptych.nn.towers.dual import VisionTower
+from diptych.nn.towers.text import TextTower
+from diptych.nn.visibility import RoutingPlan, build_plan
+from diptych.sequence import Batch, ImageSpan, Sequence, TextSpan, pack
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "smollm3")
+CHANNELS, SIZE, PATCH = 4, 4, 2
+NUM_PATCHES = (SIZE // PATCH) ** 2
+
+
+def build_language(family: str = "llama", *, seed: int = 0, **settings: Any) -> LanguageModel:
+    """A tiny random frozen LLM; beyond those of `build_tiny_language_model`, OLMo2 (norms after) and SmolLM3 (layers without RoPE)."""
+    if family not in ("olmo2", "smollm3"):
+        return build_tiny_language_model(family, seed=seed, **settings)
+    tokenizer = build_byte_tokenizer()
+    config_class: Any = Olmo2Config if family == "olmo2" else SmolLM3Config
+    model_class: Any = Olmo2ForCausalLM if family == "olmo2" else SmolLM3ForCausalLM
+    options = {"no_rope_layers": [1, 0, 1]} if family == "smollm3" else {}
+    config = config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,
+        **(options | settings),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config)
+    return build_language_model(model, tokenizer, name=f"tiny-{family}-{seed}")
+
+
+def build_xfusion(
+    family: str = "llama",
+    *,
+    symmetric: bool = True,
+    adaln: bool = True,
+    boundary_tokens: bool = True,
+    layers: tuple[int, ...] | None = None,
+    seed: int = 0,
+    stirred: bool = True,
+    cache: Any = None,
+    language: LanguageModel | None = None,
+) -> XFusion:
+    """`stirred`: every trained weight is moved off its start, so that zero gates and zero heads hide nothing."""
+    language = language or build_language(family)
+    config = language.model.config
+    text_tower = TextTower(language.model)
+    if layers is None:
+        layers = tuple(range(0 if symmetric else 1, text_tower.num_layers))
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    narrow = dict(zip(names, (16, 32, 2, 1), strict=True))
+    widths = {name: getattr(config, name) for name in names} if symmetric else narrow
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vision_tower = VisionTower(
+            language.model,
+            layers=layers,
+            latent_channels=CHANNELS,
+            latent_size=SIZE,
+            patch_size=PATCH,
+            adaln=adaln,
+            boundary_tokens=boundary_tokens,
+            copy_layers=symmetric,
+            **widths,
+        )
+        if stirred:
+            with torch.no_grad():
+                for parameter in vision_tower.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+    return XFusion(text_tower, vision_tower, TextStates(text_tower, layers, cache))
+
+
+def text(*token_ids: int, loss: bool = False) -> TextSpan:
+    return TextSpan(token_ids, (loss,) * len(token_ids))
+
+
+def image(model: XFusion, *, is_target: bool, seed: int = 0) -> ImageSpan:
+    latent = torch.randn(CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    return ImageSpan(latent, model.vision_tower.num_image_tokens, is_target)
+
+
+KINDS = ("text", "answer", "context", "target")
+
+
+def sequences(max_samples: int = 3, max_spans: int = 5) -> st.SearchStrategy[list[list[tuple[str, int]]]]:
+    """Random interleavings: samples of (kind, size) spans; `build_streams` makes them real."""
+    span = st.tuples(st.sampled_from(KINDS), st.integers(1, 4))
+    return st.lists(st.lists(span, min_size=1, max_size=max_spans), min_size=1, max_size=max_samples)
+
+
+def build_streams(shapes: list[list[tuple[str, int]]], model: XFusion, *, seed: int = 0) -> list[Sequence]:
+    generator = torch.Generator().manual_seed(seed)
+    streams = []
+    for draw, shape in enumerate(shapes):
+        spans: list[TextSpan | ImageSpan] = []
+        for kind, size in shape:
+            if kind in ("text", "answer"):
+                ids = torch.randint(3, 200, (size,), generator=generator).tolist()
+                spans.append(text(*ids, loss=kind == "answer"))
+            else:
+                number = int(torch.randint(2**31, (), generator=generator))
+                spans.append(image(model, is_target=kind == "target", seed=number))
+        streams.append(Sequence(tuple(spans), draw=draw))
+    return streams
+
+
+def noise_of(batch: Batch, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Noised images and times of a batch's targets, each derived from its sample's draw and its place in that sample."""
+    noised, times, seen = [], [], {}
+    for is_target, sample in zip(batch.image_is_target.tolist(), batch.image_samples.tolist(), strict=True):
+        if is_target:
+            draw = batch.draws[sample]
+            seen[draw] = seen.get(draw, 0) + 1
+            generator = torch.Generator().manual_seed(seed * 1009 + draw * 101 + seen[draw])
+            noised.append(torch.randn(CHANNELS, SIZE, SIZE, generator=generator))
+            times.append(torch.rand((), generator=generator))
+    if not noised:
+        return torch.zeros(0, CHANNELS, SIZE, SIZE), torch.zeros(0)
+    return torch.stack(noised), torch.stack(times)
+
+
+def prepare(streams: list[Sequence], *, seed: int = 0) -> tuple[Batch, RoutingPlan, Tensor, Tensor]:
+    batch = pack(streams)
+    return batch, build_plan(batch), *noise_of(batch, seed=seed)
+
+
+class FakeAutoencoder:
+    """Folds 2 x 2 pixels of RGB, and one zero channel fewer, into 4 channels: exact both ways is not the point, speed is."""
+
+    latent_channels, downsampling, hash = CHANNELS, 2, "f" * 64
+
+    def encode(self, images: Tensor) -> Tensor:
+        grey = images.mean(dim=1, keepdim=True)
+        return torch.nn.functional.pixel_unshuffle(grey, 2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return torch.nn.functional.pixel_shuffle(latents, 2).expand(-1, 3, -1, -1).clamp(-1, 1)
+
+
+def tiny_recipe(**settings: Any) -> Recipe:
+    base: dict[str, Any] = {
+        "output_dir": "nowhere",
+        "language_model": "tiny",
+        "autoencoder": "fake",
+        "image_size": SIZE * 2,
+        "template": "chatml",
+        "vision_tower": {"patch_size": PATCH, "time_conditioning": "adaln"},
+        "data": {"sources": [{"path": "none.jsonl"}]},
+        "sample": {"num_inference_steps": 2, "guidance_scale": 3.0},
+    }
+    return build_recipe(base | settings)
+
+
+def build_tiny_morph(family: str = "llama", **recipe: Any) -> Morph:
+    """A whole morph with stirred weights around a tiny LLM and the fake autoencoder."""
+    from diptych.models.checkpoint import build_morph
+
+    morph = build_morph(
+        tiny_recipe(**recipe), language=build_language(family), autoencoder=FakeAutoencoder(), cached=False
+    )
+    with torch.no_grad():
+        for parameter in morph.model.vision_tower.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    morph.model.eval()
+    return morph
+
+
+def with_draw(stream: Sequence, draw: int) -> Sequence:
+    return dataclasses.replace(stream, draw=draw)
