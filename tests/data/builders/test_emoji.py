@@ -217,6 +217,10 @@ def test_an_empty_folder_is_filled(packages: dict[str, Path], tmp_path: Path) ->
     (tmp_path / "new" / "set").mkdir(parents=True)
     assert build_emoji(tmp_path / "new" / "set", **packages).is_new
     assert build_emoji(tmp_path / "deep" / "er" / "set", **packages).is_new
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "link").symlink_to("linked")
+    assert build_emoji(tmp_path / "link", **packages).is_new
+    assert (tmp_path / "linked" / "card.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ SPLITS = {
     "held_out_read.jsonl": "image to text, three questions per picture; the same held-out combinations",
 }
 _BUILDER_VERSION = 1
+"""Counts on whenever the same settings would give other files."""
 _NUM_TAGS = 3
 
 Progress = Callable[[str, int, int], None]
@@ -127,7 +128,7 @@ def build_emoji(
         concepts = choose_everyday(concepts, thumbnails, num_concepts)
     held_out = choose_held_out([concept.name for concept in concepts], fraction=held_out_fraction, seed=seed)
 
-    with building(out) as folder:
+    with building(out.resolve()) as folder:
         for style in STYLES:
             (folder / "images" / style).mkdir(parents=True)
         for done, concept in enumerate(concepts, start=1):

@@ -168,7 +168,7 @@ def _last_word(name: str) -> str:
 
 
 def _drawings(folder: Path, extension: str) -> dict[str, Path]:
-    found = {_without_selectors(path.stem): path for path in sorted(folder.glob(f"*.{extension}"))}
+    found = {_without_selectors(path.stem): path for path in sorted(folder.glob(f"*.{extension}"), key=str)}
     if not found:
         raise ValueError(f"{folder} holds no .{extension} drawings; is it the unpacked package?")
     return found
