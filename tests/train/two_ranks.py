@@ -14,6 +14,7 @@ import torch
 from diptych import distributed
 from diptych.train import durable
 from diptych.train.loop import NonFiniteError, run_training
+from train.tiny_xfusion import build_xfusion_training, xfusion_recipe
 from train.toy_method import HookedMethod, ToyMethod, toy_recipe
 
 MIXES = {"max_steps": 50, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
@@ -67,6 +68,9 @@ def main(folder: Path) -> None:
         run_training(toy_recipe(folder / "whole-of-two", **options), exact)
         distributed.on_main(lambda: copy_checkpoint(folder), what="copying")
         run_training(toy_recipe(folder / "two-to-two", **options), ToyMethod())
+
+        recipe = xfusion_recipe(folder / "xfusion", folder / "data", batch_size=1)
+        run_training(recipe, build_xfusion_training(recipe))
 
         durable.write = fail_to_write
         try:

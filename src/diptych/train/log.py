@@ -28,7 +28,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path} line {number} is not a log row: {error}") from error
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise ValueError(f"{path} line {number} is not a log row: it has no step")  # noqa: TRY004
+            raise ValueError(f"{path} line {number} is not a log row: it has no step")
         rows.append(row)
     return rows
 

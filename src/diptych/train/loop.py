@@ -320,6 +320,7 @@ class _Run:
             distributed.on_main(lambda: write_grid(path, grid), what=f"writing {path}")
 
     def _save(self, *, wait: bool) -> None:
+        self._wait_for_writer()  # a failure must not be hidden by the next attempt
         self.saved_step = self.state.progress.step
         snapshot = take_snapshot(self.state, self.recipe, self.run, self.frozen)
         if distributed.is_main():

@@ -10,6 +10,7 @@ live through the step.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -68,6 +69,8 @@ class TrainedMethod:
         frozen = {parameter for parameter in self._root.parameters() if parameter not in trained}
         mesh = distributed.data_mesh()
         modules = [*self.method.shard_modules(), self._root]
+        # Gathered parameters stay through the step, so the hook that it speaks of has nothing to gather.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         for module in modules:
             fully_shard(module, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
         root = cast("FSDPModule", self._root)
