@@ -8,9 +8,6 @@ import math
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -25,9 +22,7 @@ from safetensors.torch import load_file
 from diptych.config import load_recipe
 from diptych.data.mixture import Mixture
 from diptych.models.method import LossSum
-from diptych.train import checkpoint as checkpoint_module
-from diptych.train import durable, loop
-from diptych.train.checkpoint import CheckpointError
+from diptych.train import loop
 from diptych.train.log import read_log
 from diptych.train.loop import NonFiniteError, TrainResult, run_training
 from train.toy_method import HookedMethod, ToyBatch, ToyMethod, toy_recipe
@@ -211,18 +206,6 @@ def test_frozen_bytes_stay(tmp_path: Path) -> None:
     assert not torch.equal(trained["image_block.0.weight"], ToyMethod().trainable_parameters()["image_block.0.weight"])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_first_signal_finishes_the_step_and_saves(tmp_path: Path, number: int, code: int) -> None:
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    method = HookedMethod(lambda done: os.kill(os.getpid(), number) if done == 4 else None)
-    result = run_training(toy_recipe(tmp_path), method)
-    assert (result.interrupted, result.exit_code, result.step) == (True, code, 5)
-    assert (tmp_path / "checkpoints" / "step-000005").is_dir()
-    assert result.morph.is_dir()
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert run_training(toy_recipe(tmp_path, resume_from_checkpoint="latest"), ToyMethod()).step == 12
-
-
 @pytest.mark.slow
 def test_50_interrupted_runs_resume_exactly(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     choice = random.Random(0)
@@ -233,64 +216,6 @@ def test_50_interrupted_runs_resume_exactly(tmp_path: Path, uninterrupted: dict[
             if not run_training(toy_recipe(tmp_path / str(run), **RESUMABLE), method).interrupted:
                 break
         assert final_state(tmp_path / str(run)) == uninterrupted
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_stops_at_once(number: int) -> None:
-    code = f"""
-import os, time
-from diptych.train.interrupt import Interrupt
-with Interrupt() as interrupt:
-    os.kill(os.getpid(), {int(number)})
-    assert interrupt.signal == {int(number)}
-    os.kill(os.getpid(), {int(number)})
-    time.sleep(60)
-"""
-    started = time.perf_counter()
-    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
-    assert ended.returncode == -number, ended.stderr
-    assert time.perf_counter() - started < 30
-
-
-class WriterDied(BaseException):
-    """As torch's CheckpointException, no Exception."""
-
-
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), WriterDied("gone")], ids=["disk", "base"])
-def test_a_failed_background_save_surfaces_by_the_next_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
-) -> None:
-    original, calls = durable.write_tensors, []
-
-    def fail(path: Path, tensors: Any) -> Any:
-        calls.append(path)
-        if "step-000004" in str(path):
-            raise failure
-        return original(path, tensors)
-
-    monkeypatch.setattr(checkpoint_module, "write_tensors", fail)
-    method = HookedMethod(lambda _: time.sleep(0.05))
-    with pytest.raises(CheckpointError, match=r"could not be written.*(No space left|gone)"):
-        run_training(toy_recipe(tmp_path, save_every=2), method)
-    assert calls
-    assert len(read_log(tmp_path / "log.jsonl")) <= 5
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
-
-
-def test_a_failed_save_is_not_hidden_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer is still busy failing when the next checkpoint is due."""
-    original = durable.write_tensors
-
-    def fail_slowly(path: Path, tensors: Any) -> Any:
-        if "step-000002" in str(path):
-            time.sleep(0.5)
-            raise OSError(28, "No space left on device")
-        return original(path, tensors)
-
-    monkeypatch.setattr(checkpoint_module, "write_tensors", fail_slowly)
-    with pytest.raises(CheckpointError, match="step-000002 could not be written"):
-        run_training(toy_recipe(tmp_path, save_every=1), ToyMethod())
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
 
 
 class TickingTime:
