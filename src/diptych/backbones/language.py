@@ -85,7 +85,7 @@ def _convert_embedded(name: str, report: Callable[[str], None]) -> Path:
             with quiet_loading():
                 options = {"gguf_file": source.name, "local_files_only": True}
                 tokenizer = AutoTokenizer.from_pretrained(source.parent, **options)
-                model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
+                model: Any = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
                 # save_pretrained refuses a model that still counts as quantised; by now none of it is.
                 del model.config.quantization_config
                 model.hf_quantizer = None

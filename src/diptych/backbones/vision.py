@@ -27,8 +27,8 @@ class ImagePreprocessing:
     """What an encoder wants: square pixels of one size, (pixel - mean) / std with pixels in 0..1."""
 
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -61,7 +61,8 @@ class TransformerFeatures(nn.Module):
     """The patch features of a Hugging Face vision transformer; class and register tokens are left out.
 
     `layer` None: the model's own output (after its last norm), pooled as the model itself pools. `layer` k:
-    the state after k layers (0: the patch embeddings), pooled by their mean.
+    the state after k layers (0: the patch embeddings), before the last norm; pooled is its class token, or
+    where the model has none, the mean.
     """
 
     def __init__(self, network: Any, *, num_patches: int, layer: int | None, interpolate: bool) -> None:
@@ -75,9 +76,12 @@ class TransformerFeatures(nn.Module):
         wants_states = self.layer is not None
         output = self.network(pixel_values=pixels, output_hidden_states=wants_states, **self.options)
         states = output.hidden_states[self.layer] if wants_states else output.last_hidden_state
-        features = states[:, states.shape[1] - self.num_patches :]
+        num_extra = states.shape[1] - self.num_patches
+        features = states[:, num_extra:]
         pooled = None if wants_states else getattr(output, "pooler_output", None)
-        return features, features.mean(1) if pooled is None else pooled
+        if pooled is None:
+            pooled = states[:, 0] if num_extra else features.mean(1)
+        return features, pooled
 
 
 class ImageEncoder(nn.Module):
