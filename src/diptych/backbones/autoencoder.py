@@ -84,12 +84,17 @@ def load_autoencoder(name: str) -> Autoencoder:
     kind = config.get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise ValueError(f"autoencoder {name!r} is a {kind}; give an AutoencoderKL or an AutoencoderTiny")
+    logging = diffusers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # diffusers warns of a config key that it wrote itself
     try:
         network, info = getattr(diffusers, kind).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"autoencoder {name!r} could not be loaded from {folder}: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])}):
         raise ValueError(f"autoencoder {name!r}: weights in {folder} do not fit its config: {', '.join(wrong)}")
     return Autoencoder(network.float(), name=name, hash=hash_folder(folder))
