@@ -1,0 +1,54 @@
+"""Law: the formulas of `diptych inspect` agree with torch's own FLOP counter within 3%, part sums included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from diptych.models.flop_formulas import frozen_text_flops, step_flops
+from tiny_xfusion import build_language, build_streams, build_xfusion, prepare
+
+DRAW = [("text", 12), ("target", 1)]
+READ = [("text", 3), ("context", 1), ("text", 5), ("answer", 4)]
+EDIT = [("text", 4), ("context", 1), ("text", 6), ("target", 1)]
+
+
+def count(model: Any, shapes: list[list[tuple[str, int]]]) -> tuple[float, float, float, dict[str, Any], float]:
+    batch, plan, noised, t = prepare(build_streams(shapes, model))
+    with FlopCounterMode(display=False) as frozen_counter, sdpa_kernel(SDPBackend.MATH):
+        frozen = model.text_states.gather(batch, plan)
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward_counter:
+            velocity, logits = model(batch, plan, noised, t, frozen)
+            loss = sum((out.float().square().sum() for out in (velocity, logits) if out is not None), torch.zeros(()))
+        with FlopCounterMode(display=False) as backward_counter:
+            loss.backward()
+    return (
+        forward_counter.get_total_flops(),
+        backward_counter.get_total_flops(),
+        frozen_counter.get_total_flops(),
+        step_flops(model, batch, plan),
+        frozen_text_flops(model, batch, plan).forward,
+    )
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "narrow"])
+@pytest.mark.parametrize("shape", [DRAW, READ, EDIT], ids=["draw", "read", "edit"])
+def test_formulas_equal_the_counter(shape: list[tuple[str, int]], symmetric: bool) -> None:
+    language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
+    model = build_xfusion(symmetric=symmetric, language=language)
+    forward, backward, frozen, parts, frozen_formula = count(model, [shape] * 4)
+    assert sum(part.forward for part in parts.values()) == pytest.approx(forward, rel=0.03)
+    assert sum(part.backward for part in parts.values()) == pytest.approx(backward, rel=0.03)
+    assert frozen_formula == pytest.approx(frozen, rel=0.03)
+
+
+def test_drawing_with_cached_text_costs_the_text_tower_nothing() -> None:
+    model = build_xfusion(symmetric=False)
+    *_, parts, _ = count(model, [DRAW] * 2)
+    for name, flops in parts.items():
+        assert (flops.total == 0) == name.startswith(("text tower", "language model")), name
