@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not marked or os.environ.get("DIPTYCH_REQUIRE_ASSETS") == "1":
         return
     from diptych.backbones.assets import find_asset
-    from diptych.commands.assets import DEFAULT_ASSETS
+    from diptych.commands.asset_commands import DEFAULT_ASSETS
 
     fetched = {name: find_asset(name).is_fetched for name in DEFAULT_ASSETS}
     for item, marker in marked:
