@@ -41,6 +41,18 @@ def compute_device() -> torch.device:
 
 
 @contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 runs the body before the others do, so that what it fetches and caches is there for them."""
+    if is_distributed() and not is_main():
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if is_distributed() and is_main():
+            dist.barrier()
+
+
+@contextmanager
 def process_group() -> Iterator[None]:
     """Joins the processes that torchrun started (gloo on CPU, NCCL on CUDA) and leaves them at the end.
 

@@ -40,6 +40,10 @@ class Autoencoder:
         self._scale = float(config.get("scaling_factor") or 1.0)
         self._shift = float(config.get("shift_factor") or 0.0)
 
+    def to(self, device: torch.device | str) -> Autoencoder:
+        self.network.to(device)
+        return self
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in -1..1 -> latents [B, C, H / f, W / f]. Variational ones give the posterior's mean.
@@ -51,14 +55,14 @@ class Autoencoder:
                 f"images of {images.shape[-2]} x {images.shape[-1]} pixels do not fit autoencoder {self.name!r}: "
                 f"both sides must be multiples of {self.downsampling}"
             )
-        encoded = self.network.encode(fold_pixels(images, self.fold))
+        encoded = self.network.encode(fold_pixels(images.to(self.network.device), self.fold))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (latents - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> images [B, 3, h f, w f] in -1..1 (cut there)."""
-        decoded = self.network.decode(latents / self._scale + self._shift).sample
+        decoded = self.network.decode(latents.to(self.network.device) / self._scale + self._shift).sample
         return unfold_pixels(decoded, self.fold).clamp(-1, 1)
 
 

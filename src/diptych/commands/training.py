@@ -20,10 +20,14 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
     from diptych.config import load_recipe
 
     settings = load_recipe(recipe, overrides or [])
+    from diptych.distributed import main_first, process_group
     from diptych.models.registry import build_method
     from diptych.train.loop import run_training
 
-    result = run_training(settings, build_method(settings))
+    with process_group():
+        with main_first():  # the first to build fills the caches that the others then read
+            method = build_method(settings)
+        result = run_training(settings, method)
     raise typer.Exit(result.exit_code)
 
 

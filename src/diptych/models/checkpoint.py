@@ -17,6 +17,7 @@ from diptych.backbones.assets import cache_root
 from diptych.backbones.autoencoder import load_autoencoder
 from diptych.backbones.language import LanguageModel, load_language_model
 from diptych.config import Recipe, build_recipe
+from diptych.distributed import compute_device
 from diptych.models.generate import Morph
 from diptych.models.xfusion_building import build_xfusion
 
@@ -41,6 +42,10 @@ def build_morph(
         language_hash=language.hash,
         cache_dir=cache_dir,
     )
+    device = compute_device()
+    language.model.to(device)
+    autoencoder.to(device)
+    model.to(device)
     return Morph(model=model, language=language, autoencoder=autoencoder, recipe=recipe, cache_dir=cache_dir)
 
 

@@ -59,7 +59,7 @@ def _decode_plain(
 ) -> list[int]:
     """Text alone is the language model's own affair."""
     ids = [token for span in prompt.spans if isinstance(span, TextSpan) for token in span.token_ids]
-    inputs = torch.tensor([ids])
+    inputs = torch.tensor([ids], device=model.text_tower.language_model.device)
     sampling = {"temperature": temperature, "top_p": top_p} if do_sample else {"temperature": None, "top_p": None}
     out = model.text_tower.language_model.generate(
         input_ids=inputs,
@@ -82,8 +82,14 @@ def _decode_routed(
     temperature: float,
     top_p: float,
 ) -> list[list[int]]:
+    window, longest = model.text_tower.window, max(len(prompt) for prompt in prompts) + max_new_tokens - 1
+    if window is not None and longest > window:
+        raise ValueError(
+            f"a prompt of {longest - max_new_tokens + 1} tokens and {max_new_tokens} new ones exceed the language "
+            f"model's sliding window of {window}; lower max_new_tokens or shorten the prompt"
+        )
     hidden, caches = _prefill(model, prompts)
-    positions = torch.tensor([len(prompt) for prompt in prompts])
+    positions = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
     answers: list[list[int]] = [[] for _ in prompts]
     running = [True] * len(prompts)
     for step in range(max_new_tokens):
@@ -107,8 +113,10 @@ def _prefill(model: XFusion, prompts: list[Sequence]) -> tuple[Tensor, list[Laye
     for prompt in prompts:
         if not isinstance(prompt.spans[-1], TextSpan):
             raise ValueError("a prompt must end with text, so that an answer can follow")
-    batch = pack(probes)
-    plan = build_plan(batch, window=model.text_tower.window)
+    device = model.text_tower.language_model.device
+    packed = pack(probes)
+    plan = build_plan(packed, window=model.text_tower.window).to(device)
+    batch = packed.to(device)
     prefilled = model.prefill(batch, plan, keep_text=True)
     assert prefilled.live is not None and plan.live_groups is not None and plan.live_text_groups is not None
     last = plan.supervised
@@ -118,13 +126,13 @@ def _prefill(model: XFusion, prompts: list[Sequence]) -> tuple[Tensor, list[Laye
     first = model.vision_tower.layers[0]
     runs = [[t for span in prompt.spans if isinstance(span, TextSpan) for t in span.token_ids] for prompt in prompts]
     text_only = pack([Sequence((TextSpan(tuple(run), (False,) * len(run)),)) for run in runs])
-    where = torch.cat([_text_positions(prompt) for prompt in prompts])
-    groups = plan_text_only(text_only)
+    where = torch.cat([_text_positions(prompt) for prompt in prompts]).to(device)
+    groups = plan_text_only(text_only).to(device)
     caches: list[LayerCache] = []
     if first:
-        states = text.frozen_states(text_only.token_ids, where, groups, list(range(first)))
+        states = text.frozen_states(text_only.token_ids.to(device), where, groups, list(range(first)))
         rope = text.rope(where, states.dtype)
-        ends = torch.tensor([len(run) for run in runs]).cumsum(0) - 1
+        ends = torch.tensor([len(run) for run in runs], device=device).cumsum(0) - 1
         caches = [_gather(*text.key_value(layer, states[layer], rope), groups, ends) for layer in range(first)]
     for layer, (key, value) in enumerate(prefilled.text_key_values, start=first):
         merged = layer in model.block_at and plan.context_read.numel() > 0
@@ -146,7 +154,7 @@ def _gather(key: Tensor, value: Tensor, groups: Groups, last: Tensor) -> LayerCa
     """Packed keys and values -> one row per sample, with what the last token (row `last`) of each sees."""
     assert groups.mask is not None, "causal groups always have a mask"
     within = groups.rows[last] % groups.queries.shape[1]
-    mask = groups.mask[torch.arange(len(last)), within]
+    mask = groups.mask[torch.arange(len(last), device=last.device), within]
     return LayerCache(key[groups.keys].transpose(1, 2), value[groups.keys].transpose(1, 2), mask)
 
 
@@ -160,13 +168,13 @@ def _step(model: XFusion, tokens: Tensor, positions: Tensor, caches: list[LayerC
         x = attention_input(layer, hidden)
         cache.append(*project_key_value(layer, x, rope))
         query = project_query(layer, x, rope)
-        repeat = query.shape[1] // cache.key.shape[1]
         out = scaled_dot_product_attention(
             query[:, :, None],
-            cache.key.repeat_interleave(repeat, dim=1),
-            cache.value.repeat_interleave(repeat, dim=1),
+            cache.key,
+            cache.value,
             attn_mask=cache.mask[:, None, None],
             scale=layer.self_attn.scaling,
+            enable_gqa=query.shape[1] != cache.key.shape[1],
         )
         hidden = hidden + attention_output(layer, out[:, :, 0])
         hidden = hidden + mlp_output(layer, mlp_input(layer, hidden))

@@ -44,6 +44,10 @@ class Morph:
         return self.language.model
 
     @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
     def tokenizer(self) -> Any:
         return self.language.tokenizer
 
@@ -53,7 +57,7 @@ class Morph:
     def text_logits(self, input_ids: Tensor) -> Tensor:
         """Logits [B, T, vocabulary] of text alone: the language model's own, bit for bit."""
         with torch.no_grad():
-            return self.language_model(input_ids=input_ids).logits
+            return self.language_model(input_ids=input_ids.to(self.device)).logits
 
     def generate(self, messages: Conversation, **options: Any) -> list[Part]:
         """Answers one conversation; options as in `generate_batch`."""
@@ -151,8 +155,9 @@ class Morph:
             prompts += [
                 self._prompt(_negative(messages, negative_prompt), images, then=target) for (messages, images), _ in jobs
             ]
-        batch = pack(prompts)
-        plan = build_plan(batch, window=self.model.text_tower.window)
+        packed = pack(prompts)
+        plan = build_plan(packed, window=self.model.text_tower.window).to(self.device)
+        batch = packed.to(self.device)
         key_values = self.model.prefill(batch, plan).key_values
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -164,7 +169,7 @@ class Morph:
         noise = torch.stack(
             [torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + k)) for _, k in jobs]
         )
-        latents = SAMPLERS[sampler](velocity, noise, num_steps=num_steps)
+        latents = SAMPLERS[sampler](velocity, noise.to(self.device), num_steps=num_steps)
         return [tensor_to_image(image) for image in self.autoencoder.decode(latents)]
 
     def _prompt(self, messages: tuple[Message, ...], images: list[Tensor], then: ImageSpan | None = None) -> Any:
@@ -199,7 +204,7 @@ class Morph:
             messages.append(Message(str(message["role"]), tuple(parts)))
         if not any(message.role == "user" for message in messages):
             raise ValueError("a conversation needs at least one user message")
-        latents = list(self.autoencoder.encode(torch.stack(pixels))) if pixels else []
+        latents = list(self.autoencoder.encode(torch.stack(pixels)).cpu()) if pixels else []
         return tuple(messages), latents
 
 

@@ -38,7 +38,7 @@ class ImageLatents:
         for start in range(0, len(missing), self.batch_size):
             chunk = missing[start : start + self.batch_size]
             images = torch.stack([image_to_tensor(open_image(path), self.image_size) for path, _ in chunk])
-            for (path, name), latent in zip(chunk, self.autoencoder.encode(images), strict=True):
+            for (path, name), latent in zip(chunk, self.autoencoder.encode(images).cpu(), strict=True):
                 self._latents[path] = latent.clone()
                 if self.cache is not None:
                     self.cache.put(name, {"latent": self._latents[path]})

@@ -80,7 +80,7 @@ class TextStates:
         """States of each run at `layers`: [len(layers), T, D] each."""
         if not runs:
             return []
-        kind = f"{layers[0]}-{layers[-1]}-{len(layers)}"
+        kind = "-".join(str(layer) for layer in layers)
         names = {run: _digest(run, kind) for run in runs}
         found: dict[Key, Tensor] = {}
         for run, name in names.items():
