@@ -1,0 +1,189 @@
+"""Laws of morphs on disk: bit-exact round trips, and whatever does not fit is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph
+
+import diptych.models.checkpoint as checkpoint
+from diptych.models.checkpoint import CONFIG, WEIGHTS, load_morph, save_morph
+from diptych.models.generate import Morph
+
+
+@pytest.fixture(autouse=True)
+def fake_autoencoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "load_autoencoder", lambda name: FakeAutoencoder())
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Morph]:
+    morph = build_tiny_morph()
+    save_morph(tmp_path / "morph", morph)
+    return tmp_path / "morph", morph
+
+
+def _weights(morph: Morph) -> dict[str, torch.Tensor]:
+    return dict(morph.model.vision_tower.named_parameters())
+
+
+@pytest.mark.parametrize("by", ["object", "folder"])
+def test_a_morph_comes_back_bit_for_bit(saved: tuple[Path, Morph], tmp_path: Path, by: str) -> None:
+    folder, morph = saved
+    language = morph.language
+    if by == "folder":
+        language.save_pretrained(tmp_path / "llm")
+        loaded_hash = checkpoint.load_language_model(str(tmp_path / "llm")).hash
+        assert loaded_hash == language.hash
+        loaded = load_morph(folder, language_model=str(tmp_path / "llm"))
+    else:
+        loaded = load_morph(folder, language_model=language)
+    theirs = _weights(loaded)
+    assert theirs.keys() == _weights(morph).keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in _weights(morph).items())
+    assert not any(tensor.requires_grad for tensor in theirs.values())
+    assert loaded.recipe == morph.recipe
+    ask = [{"role": "user", "content": "a cat"}]
+    assert loaded.generate(ask)[0].tobytes() == morph.generate(ask)[0].tobytes()  # type: ignore[union-attr]
+
+
+def test_given_weights_are_saved_in_place_of_the_present_ones(tmp_path: Path) -> None:
+    morph = build_tiny_morph()
+    averaged = {name: tensor.detach() * 0.5 for name, tensor in _weights(morph).items()}
+    save_morph(tmp_path, morph, weights=averaged)
+    loaded = _weights(load_morph(tmp_path, language_model=morph.language))
+    assert all(torch.equal(averaged[name], tensor) for name, tensor in loaded.items())
+
+
+def test_a_bfloat16_morph_is_half_as_large_and_rounds_once(tmp_path: Path) -> None:
+    morph = build_tiny_morph(morph_dtype="bfloat16")
+    save_morph(tmp_path, morph)
+    loaded = _weights(load_morph(tmp_path, language_model=morph.language))
+    assert all(torch.equal(t.bfloat16().float(), loaded[name]) for name, t in _weights(morph).items())
+
+
+def test_saving_leaves_exactly_the_two_files_and_replaces_an_older_morph(saved: tuple[Path, Morph]) -> None:
+    folder, morph = saved
+    save_morph(folder, morph)
+    assert sorted(path.name for path in folder.iterdir()) == sorted((CONFIG, WEIGHTS))
+
+
+def test_another_base_language_model_is_refused_with_both_hashes(saved: tuple[Path, Morph]) -> None:
+    folder, morph = saved
+    other = build_language(seed=7)
+    with pytest.raises(ValueError, match="language model") as caught:
+        load_morph(folder, language_model=other)
+    assert morph.language.hash[:16] in str(caught.value)
+    assert other.hash[:16] in str(caught.value)
+
+
+def test_another_autoencoder_is_refused(saved: tuple[Path, Morph], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, morph = saved
+    monkeypatch.setattr(FakeAutoencoder, "hash", "e" * 64)
+    with pytest.raises(ValueError, match="autoencoder with hash ffff"):
+        load_morph(folder, language_model=morph.language)
+
+
+def _without(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["embedder.linear.weight"]
+
+
+def _with_more(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["embedder.extra"] = torch.zeros(1)
+
+
+def _misshaped(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["embedder.linear.bias"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_without, "missing embedder.linear.weight"),
+        (_with_more, "unexpected embedder.extra"),
+        (_misshaped, r"embedder.linear.bias has shape \(3,\)"),
+    ],
+)
+def test_missing_extra_and_misshaped_tensors_are_named(
+    saved: tuple[Path, Morph], change: Callable[[dict[str, torch.Tensor]], None], named: str
+) -> None:
+    folder, morph = saved
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=named):
+        load_morph(folder, language_model=morph.language)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_truncated_weights_are_refused_and_the_file_is_named(saved: tuple[Path, Morph], keep: int) -> None:
+    folder, morph = saved
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[:keep])
+    with pytest.raises(ValueError, match=WEIGHTS):
+        load_morph(folder, language_model=morph.language)
+
+
+def test_missing_weights_are_refused(saved: tuple[Path, Morph]) -> None:
+    folder, morph = saved
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=WEIGHTS):
+        load_morph(folder, language_model=morph.language)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99, "hashes": {}, "recipe": {}}', '{"format": 1}'])
+def test_a_damaged_config_is_refused_and_named(saved: tuple[Path, Morph], content: str) -> None:
+    folder, morph = saved
+    (folder / CONFIG).write_text(content)
+    with pytest.raises(ValueError, match=CONFIG):
+        load_morph(folder, language_model=morph.language)
+
+
+def test_an_unknown_key_in_a_morphs_recipe_is_named(saved: tuple[Path, Morph]) -> None:
+    folder, morph = saved
+    config = json.loads((folder / CONFIG).read_text())
+    config["recipe"]["colour"] = "red"
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="colour"):
+        load_morph(folder, language_model=morph.language)
+
+
+def test_what_is_no_morph_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a morph"):
+        load_morph(tmp_path)
+    with pytest.raises(ValueError, match="no morph at"):
+        load_morph("nowhere-at-all")
+
+
+def test_a_save_that_fails_keeps_the_morph_that_was_there(saved: tuple[Path, Morph], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, morph = saved
+    before = (folder / WEIGHTS).read_bytes()
+
+    def full_disk(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_morph(folder, morph)
+    assert (folder / WEIGHTS).read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == sorted((CONFIG, WEIGHTS))
+
+
+def test_a_language_model_that_cannot_be_routed_is_refused_by_name() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    language = build_language()
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10, n_positions=8))
+    with pytest.raises(ValueError, match="'gpt2' cannot be routed"):
+        checkpoint.build_morph(
+            build_tiny_morph().recipe,
+            language=dataclasses.replace(language, model=model),
+            autoencoder=FakeAutoencoder(),
+            cached=False,
+        )

@@ -1,0 +1,154 @@
+"""Laws of X-Fusion in training: losses are sums with counts, a draw carries its noise, only the vision tower learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph, tiny_recipe
+
+from diptych.backbones.weight_hash import hash_module
+from diptych.models.checkpoint import build_morph
+from diptych.models.method import Method
+from diptych.models.xfusion_training import XFusionTraining
+
+NAMES = ("red", "green", "blue", "white")
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> XFusionTraining:
+    (tmp_path / "images").mkdir()
+    draw, read = [], []
+    for name in NAMES:
+        Image.new("RGB", (16, 16), name).save(tmp_path / "images" / f"{name}.png")
+        image = f"images/{name}.png"
+        draw.append([{"role": "user", "content": f"Draw {name}."}, {"role": "assistant", "content": "<image>"}])
+        read.append([{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": name}])
+    for file, conversations in (("draw", draw), ("read", read)):
+        lines = [
+            json.dumps({"messages": messages, "images": [f"images/{name}.png"]})
+            for messages, name in zip(conversations, NAMES, strict=True)
+        ]
+        (tmp_path / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = tiny_recipe(
+        data={"sources": [{"path": str(tmp_path / "draw.jsonl"), "weight": 2}, {"path": str(tmp_path / "read.jsonl")}]},
+        cache_dir=str(tmp_path / "cache"),
+        sample={"prompts": ["Draw red."], "num_inference_steps": 2},
+    )
+    return XFusionTraining(recipe, build_morph(recipe, language=build_language(), autoencoder=FakeAutoencoder()))
+
+
+def _stir(training: XFusionTraining) -> None:
+    with torch.no_grad():
+        for parameter in training.trainable_parameters().values():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+
+
+PICKS = [(0, 0, 1), (1, 0, 2), (2, 1, 0), (3, 0, 0), (4, 1, 3)]
+
+
+def test_it_is_a_method(training: XFusionTraining) -> None:
+    assert isinstance(training, Method)
+    assert training.num_samples() == (4, 4)
+    assert training.loss_weights == {"ce": 0.2, "flow": 1.0}
+
+
+def test_packed_losses_equal_unpacked_ones_and_counts_are_known_before(training: XFusionTraining) -> None:
+    _stir(training)
+    batch = training.build_batch(PICKS, seed=3)
+    packed = training(batch)
+    single = [training(training.build_batch([pick], seed=3)) for pick in PICKS]
+    assert packed.keys() == {"ce", "flow"}
+    for name, loss in packed.items():
+        torch.testing.assert_close(loss.total, sum(s[name].total for s in single), atol=1e-3, rtol=1e-5)
+        assert loss.count == sum(s[name].count for s in single) == training.loss_counts(batch)[name] > 0
+    for answers, drawn in ((single[2], False), (single[0], True)):
+        assert (answers["flow"].count > 0) == drawn
+        assert (answers["ce"].count > 0) == (not drawn)
+
+
+def test_packed_gradients_equal_accumulated_ones(training: XFusionTraining) -> None:
+    _stir(training)
+    parameters = training.trainable_parameters()
+
+    def gradients(groups: list[list[tuple[int, int, int]]]) -> dict[str, torch.Tensor]:
+        training.zero_grad()
+        for picks in groups:
+            losses = training(training.build_batch(picks, seed=3))
+            sum(training.loss_weights[name] * loss.total for name, loss in losses.items()).backward()
+        return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+
+    whole, parts = gradients([PICKS]), gradients([[pick] for pick in PICKS])
+    assert whole.keys() == parts.keys() == parameters.keys()
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=1e-3, rtol=1e-4, msg=name)
+
+
+def test_a_draw_carries_its_noise_wherever_it_is_packed(training: XFusionTraining) -> None:
+    whole = training.build_batch(PICKS, seed=3)
+    alone = training.build_batch([PICKS[1]], seed=3)
+    assert torch.equal(whole.noise[1], alone.noise[0])
+    assert torch.equal(whole.t[1], alone.t[0])
+    assert not torch.equal(training.build_batch([PICKS[1]], seed=4).noise, alone.noise)
+    assert not torch.equal(training.build_batch([(9, *PICKS[1][1:])], seed=3).noise, alone.noise)
+
+
+def test_captions_are_dropped_at_the_recipes_rate_and_questions_never(training: XFusionTraining) -> None:
+    def texts(source: int) -> list[int]:
+        batches = [training.build_batch([(draw, source, 0)], seed=0).batch for draw in range(300)]
+        return [int((~b.is_image).sum()) for b in batches]
+
+    drawn = texts(0)
+    assert 0.05 < sum(n < max(drawn) for n in drawn) / 300 < 0.16
+    assert len(set(texts(1))) == 1
+
+
+def test_images_of_answers_are_targets_and_images_of_questions_clean(training: XFusionTraining) -> None:
+    assert training.build_batch([(0, 0, 0)], seed=0).batch.image_is_target.tolist() == [True]
+    batch = training.build_batch([(0, 1, 0)], seed=0)
+    assert batch.batch.image_is_target.tolist() == [False]
+    assert batch.noise.numel() == 0
+    labels = training.morph.tokenizer.decode(batch.plan.labels)
+    assert labels == "red<|im_end|>"
+
+
+def test_exactly_the_vision_tower_learns_and_the_language_model_keeps_its_bytes(training: XFusionTraining) -> None:
+    before = hash_module(training.morph.language_model)
+    trained = training.trainable_parameters()
+    assert {id(p) for p in trained.values()} == {id(p) for p in training.parameters()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=3e-3)
+    batch, history = training.build_batch([(d, s, i) for d, (s, i) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)])], seed=0), []
+    for _ in range(30):
+        losses = training(batch)
+        loss = sum(training.loss_weights[name] * item.total / item.count for name, item in losses.items())
+        history.append({name: float(item.total.detach()) / item.count for name, item in losses.items()})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert history[-1]["ce"] < 0.7 * history[0]["ce"]
+    assert history[-1]["flow"] < 0.9 * history[0]["flow"]
+    assert hash_module(training.morph.language_model) == before
+
+
+def test_text_to_image_never_runs_the_text_tower_after_the_first_epoch(training: XFusionTraining) -> None:
+    picks = [(draw, 0, draw % 4) for draw in range(40)]
+    training(training.build_batch(picks, seed=0))
+    computed = training.model.text_states.num_computed
+    training(training.build_batch([(40 + d, s, i) for d, s, i in picks], seed=0))
+    assert training.model.text_states.num_computed == computed > 0
+
+
+def test_the_untrained_flow_loss_is_the_velocitys_own_size(training: XFusionTraining) -> None:
+    """The head starts at zero, so the loss is |noise - data|^2."""
+    batch = training.build_batch(PICKS, seed=3)
+    data = batch.batch.images[batch.batch.image_is_target]
+    torch.testing.assert_close(training(batch)["flow"].total, (batch.noise - data).square().sum())
+
+
+def test_the_grid_shows_the_fixed_prompts(training: XFusionTraining) -> None:
+    grid = training.sample_grid(seed=0)
+    assert isinstance(grid, Image.Image)
+    assert build_tiny_morph().recipe.sample.prompts == ()
