@@ -33,11 +33,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, groups: Groups, *, scaling
     q = query[groups.queries].transpose(1, 2)
     k = key[groups.keys].transpose(1, 2)
     v = value[groups.keys].transpose(1, 2)
-    if kv_heads != heads:
-        k = k.repeat_interleave(heads // kv_heads, dim=1)
-        v = v.repeat_interleave(heads // kv_heads, dim=1)
     mask = None if groups.mask is None else groups.mask[:, None].expand(num_groups, 1, num_queries, -1)
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=heads != kv_heads)
     return out.transpose(1, 2).flatten(0, 1)[groups.rows]
 
 
