@@ -8,6 +8,7 @@ import struct
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def png_of(width: int, height: int, *, depth: int = 8, colour: int = 2, extra: b
     return b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b"")
 
 
-def saved(image: Image.Image, path: Path, **options: object) -> Path:
+def saved(image: Image.Image, path: Path, **options: Any) -> Path:
     image.save(path, **options)
     return path
 
@@ -40,9 +41,15 @@ def picture(size: tuple[int, int] = (24, 16)) -> Image.Image:
     return image
 
 
+def colour_at(image: Image.Image, place: tuple[int, int]) -> tuple[int, ...]:
+    colour = image.getpixel(place)
+    assert isinstance(colour, tuple)
+    return colour
+
+
 def left_and_right(image: Image.Image) -> tuple[tuple[int, ...], tuple[int, ...]]:
     assert image.mode == "RGB"
-    return image.getpixel((2, image.height // 2)), image.getpixel((image.width - 3, image.height // 2))
+    return colour_at(image, (2, image.height // 2)), colour_at(image, (image.width - 3, image.height // 2))
 
 
 def near(colour: tuple[int, ...], other: tuple[int, int, int], tolerance: int = 40) -> bool:
@@ -88,7 +95,7 @@ def test_transparency_is_white_whatever_colour_lies_under_it(tmp_path: Path) -> 
 
 def test_half_transparent_is_half_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (24, 16), (0, 0, 0, 128))
-    assert near(open_image(saved(image, tmp_path / "a.png")).getpixel((3, 3)), (127, 127, 127), 1)
+    assert near(colour_at(open_image(saved(image, tmp_path / "a.png")), (3, 3)), (127, 127, 127), 1)
 
 
 def test_sixteen_bit_values_are_scaled_not_clipped(tmp_path: Path) -> None:
@@ -122,8 +129,8 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     upright = open_image(saved(stored, tmp_path / "a.jpg", exif=exif, quality=95))
     assert upright.size == (48, 32)
-    assert near(upright.getpixel((4, 3)), (0, 255, 0), 60)
-    assert near(upright.getpixel((44, 28)), BLUE, 60)
+    assert near(colour_at(upright, (4, 3)), (0, 255, 0), 60)
+    assert near(colour_at(upright, (44, 28)), BLUE, 60)
 
 
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:

@@ -19,6 +19,12 @@ from diptych.data.tensor_cache import TensorCache
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool)
 
 
+def found(cache: TensorCache, content: str) -> dict[str, torch.Tensor]:
+    tensors = cache.get(content)
+    assert tensors is not None
+    return tensors
+
+
 def fill(cache: TensorCache, num: int = 3, prefix: str = "c") -> dict[str, torch.Tensor]:
     torch.manual_seed(num)
     tensors = {f"{prefix}{i}": torch.randn(4, 3 + i) for i in range(num)}
@@ -55,7 +61,7 @@ def test_what_was_never_put_is_none_and_a_single_tensor_has_a_name(tmp_path: Pat
     cache.put("a", torch.ones(2))
     assert "a" in cache
     assert len(cache) == 1
-    assert cache.get("a")["tensor"].equal(torch.ones(2))
+    assert found(cache, "a")["tensor"].equal(torch.ones(2))
 
 
 def test_a_kept_value_does_not_follow_later_changes_of_the_original(tmp_path: Path) -> None:
@@ -63,7 +69,7 @@ def test_a_kept_value_does_not_follow_later_changes_of_the_original(tmp_path: Pa
     value = torch.zeros(3)
     cache.put("a", value)
     value += 1
-    assert cache.get("a")["tensor"].equal(torch.zeros(3))
+    assert found(cache, "a")["tensor"].equal(torch.zeros(3))
 
 
 def test_other_models_do_not_share_values(tmp_path: Path) -> None:
@@ -100,7 +106,7 @@ def test_a_damaged_shard_is_dropped_with_a_warning_and_computed_again(
     assert all(again.get(f"good{i}") is not None for i in range(3))
     expected = fill(again, prefix="bad")
     fresh = TensorCache(tmp_path, key="m")
-    assert all(fresh.get(content)["states"].equal(tensor) for content, tensor in expected.items())
+    assert all(found(fresh, content)["states"].equal(tensor) for content, tensor in expected.items())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,7 @@ def test_large_amounts_reach_the_disk_by_themselves(tmp_path: Path, monkeypatch:
     for i in range(10):
         cache.put(f"c{i}", torch.full((100,), float(i)))
     assert len(list(cache.folder.glob("*.safetensors"))) == 3
-    assert TensorCache(tmp_path, key="m").get("c8")["tensor"].equal(torch.full((100,), 8.0))
+    assert found(TensorCache(tmp_path, key="m"), "c8")["tensor"].equal(torch.full((100,), 8.0))
 
 
 def test_processes_write_shards_of_their_own_and_see_those_of_others(tmp_path: Path) -> None:
@@ -161,7 +167,7 @@ def test_processes_write_shards_of_their_own_and_see_those_of_others(tmp_path: P
     assert mine.get("c0-0") is None
     mine.refresh()
     for i, j in [(i, j) for i in range(2) for j in range(4)] + [(9, 0)]:
-        assert mine.get(f"c{i}-{j}")["tensor"].equal(torch.full((5,), float(i * 10 + j)))
+        assert found(mine, f"c{i}-{j}")["tensor"].equal(torch.full((5,), float(i * 10 + j)))
 
 
 def test_orphans_of_a_killed_process_go_after_a_day_and_not_before(tmp_path: Path) -> None:
@@ -170,7 +176,7 @@ def test_orphans_of_a_killed_process_go_after_a_day_and_not_before(tmp_path: Pat
     old, new = cache.folder / "1-a-0.safetensors", cache.folder / "2-b-0.shard-tmp"
     for path in (old, new):
         path.write_bytes(b"half")
-    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    os.utime(old, (time.time() - 2 * 86400, time.time() - 2 * 86400))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = TensorCache(tmp_path, key="m")

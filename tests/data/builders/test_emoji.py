@@ -38,7 +38,7 @@ def entry(name: str, number: int, group: int = 3, subgroup: int = 0, **more: Any
     return {**base, "group": group, "subgroup": subgroup, "tags": [f"tag{number}", "b", "a", "c"], **more}
 
 
-def write_packages(root: Path, entries: list[dict[str, Any]], *, same: dict[str, str] | None = None) -> dict[str, Path]:
+def write_packages(root: Path, entries: list[dict[str, Any]], *, same: dict[str, str] | None = None) -> dict[str, Any]:
     """Tiny packages in the layout of the real ones: each drawing a chessboard of its own."""
     folders = {name: root / name / "package" for name in FOLDERS}
     for name, folder in folders.items():
@@ -50,7 +50,7 @@ def write_packages(root: Path, entries: list[dict[str, Any]], *, same: dict[str,
     (emojibase / "en" / "data.json").write_text(json.dumps(entries))
     (emojibase / "meta" / "groups.json").write_text(json.dumps(GROUPS))
     for item in entries:
-        drawn = (same or {}).get(item["label"], item["hexcode"])
+        drawn = str((same or {}).get(item["label"], item["hexcode"]))
         cells = np.random.default_rng(int(drawn.split("-")[0], 16)).integers(0, 256, (4, 4, 4), dtype=np.uint8)
         cells[..., 3] = 255
         cells[0, 0, 3] = 0
@@ -68,7 +68,7 @@ def write_packages(root: Path, entries: list[dict[str, Any]], *, same: dict[str,
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     entries = [entry(name, i, group=3 + i % 5, subgroup=i % 7) for i, name in enumerate(NAMES)]
     return write_packages(tmp_path_factory.mktemp("packages"), entries)
 
@@ -81,7 +81,7 @@ def read_all(folder: Path) -> dict[str, list[Sample]]:
     return {path.name: read_samples(path) for path in sorted(folder.glob("*.jsonl"))}
 
 
-def test_the_card_equals_a_recount(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_the_card_equals_a_recount(packages: dict[str, Any], tmp_path: Path) -> None:
     built = build_emoji(tmp_path / "set", **packages, prompt_kinds=("name", "tags"))
     samples = read_all(tmp_path / "set")
     card = read_card(tmp_path / "set")
@@ -100,7 +100,7 @@ def test_the_card_equals_a_recount(packages: dict[str, Path], tmp_path: Path) ->
     assert len(samples["train_read.jsonl"]) + len(samples["held_out_read.jsonl"]) == 2 * 3 * len(NAMES)
 
 
-def test_prompts_and_answers_are_the_names(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_prompts_and_answers_are_the_names(packages: dict[str, Any], tmp_path: Path) -> None:
     build_emoji(tmp_path / "set", **packages)
     samples = read_all(tmp_path / "set")
     for name, entries in samples.items():
@@ -119,7 +119,7 @@ def test_prompts_and_answers_are_the_names(packages: dict[str, Path], tmp_path: 
                 assert assistant.parts == (concept,)
 
 
-def test_tag_prompts_name_three_of_the_tags(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_tag_prompts_name_three_of_the_tags(packages: dict[str, Any], tmp_path: Path) -> None:
     build_emoji(tmp_path / "set", **packages, prompt_kinds=("tags",))
     for sample in read_samples(tmp_path / "set" / "train_draw.jsonl"):
         prompt = str(sample.messages[0].parts[0])
@@ -130,7 +130,7 @@ def test_tag_prompts_name_three_of_the_tags(packages: dict[str, Path], tmp_path:
         assert sample.meta["prompt_kind"] == "tags"
 
 
-def test_held_out_combinations_never_enter_training(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_held_out_combinations_never_enter_training(packages: dict[str, Any], tmp_path: Path) -> None:
     """Not by name, and not by the bytes of a picture; the other style of each of them does."""
     folder = tmp_path / "set"
     build_emoji(folder, **packages, held_out_fraction=0.5)
@@ -163,7 +163,7 @@ def test_a_fifth_is_held_out_and_the_seed_decides_which() -> None:
     assert chosen != choose_held_out(names, fraction=0.2, seed=1)
 
 
-def test_pictures_are_rgb_on_white_in_their_true_colours(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_pictures_are_rgb_on_white_in_their_true_colours(packages: dict[str, Any], tmp_path: Path) -> None:
     build_emoji(tmp_path / "set", **packages, image_size=128)
     for number in range(len(NAMES)):
         cells = np.random.default_rng(int(f"1F{number:03X}", 16)).integers(0, 256, (4, 4, 4), dtype=np.uint8)
@@ -175,13 +175,13 @@ def test_pictures_are_rgb_on_white_in_their_true_colours(packages: dict[str, Pat
             assert np.abs(pixels - cells[..., :3]).reshape(16, 3)[1:].max() <= 3
 
 
-def test_a_build_is_the_same_every_time(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_a_build_is_the_same_every_time(packages: dict[str, Any], tmp_path: Path) -> None:
     build_emoji(tmp_path / "a", **packages, num_concepts=10, seed=3)
     build_emoji(tmp_path / "b", **packages, num_concepts=10, seed=3)
     assert all_files(tmp_path / "a") == all_files(tmp_path / "b")
 
 
-def test_building_again_does_nothing_and_says_so(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_building_again_does_nothing_and_says_so(packages: dict[str, Any], tmp_path: Path) -> None:
     first = build_emoji(tmp_path / "set", **packages)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
     again = build_emoji(tmp_path / "set", **packages)
@@ -191,7 +191,7 @@ def test_building_again_does_nothing_and_says_so(packages: dict[str, Path], tmp_
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
 
 
-def test_what_lies_in_the_folder_is_never_overwritten(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_what_lies_in_the_folder_is_never_overwritten(packages: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "set"
     build_emoji(out, **packages, num_concepts=5)
     before = all_files(out)
@@ -213,7 +213,7 @@ def test_what_lies_in_the_folder_is_never_overwritten(packages: dict[str, Path],
         build_emoji(tmp_path / "mine" / "thesis.txt", **packages)
 
 
-def test_an_empty_folder_is_filled(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_an_empty_folder_is_filled(packages: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "new" / "set").mkdir(parents=True)
     assert build_emoji(tmp_path / "new" / "set", **packages).is_new
     assert build_emoji(tmp_path / "deep" / "er" / "set", **packages).is_new
@@ -228,7 +228,7 @@ def test_an_empty_folder_is_filled(packages: dict[str, Path], tmp_path: Path) ->
     [(OSError(28, "No space left on device"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt)],
 )
 def test_a_build_that_fails_leaves_nothing(
-    packages: dict[str, Path],
+    packages: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     failure: BaseException,
@@ -245,7 +245,7 @@ def test_a_build_that_fails_leaves_nothing(
     assert build_emoji(tmp_path / "set", **packages).is_new
 
 
-def test_progress_is_told_to_the_end(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_progress_is_told_to_the_end(packages: dict[str, Any], tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     build_emoji(tmp_path / "set", **packages, progress=lambda *news: told.append(news))
     count = len(NAMES)
@@ -265,7 +265,7 @@ def test_progress_is_told_to_the_end(packages: dict[str, Path], tmp_path: Path) 
     ],
 )
 def test_wrong_arguments_are_refused(
-    packages: dict[str, Path], tmp_path: Path, arguments: dict[str, Any], words: str
+    packages: dict[str, Any], tmp_path: Path, arguments: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
         build_emoji(tmp_path / "set", **{**packages, **arguments})
@@ -292,7 +292,7 @@ def test_flags_components_twins_and_lone_styles_are_no_concepts(tmp_path: Path) 
     assert names == ["cat", "dog", "heart"]
 
 
-def test_a_broken_drawing_is_named(packages: dict[str, Path], tmp_path: Path) -> None:
+def test_a_broken_drawing_is_named(packages: dict[str, Any], tmp_path: Path) -> None:
     folders = write_packages(tmp_path / "packages", [entry("dog", 1), entry("cat", 2)])
     (folders["openmoji_folder"] / "package" / "color" / "svg" / "1F002.svg").write_text("<svg")
     with pytest.raises(ValueError, match=r"1F002\.svg is not valid SVG"):
@@ -329,9 +329,10 @@ def test_the_two_hundred_real_concepts(tmp_path: Path) -> None:
     from diptych.backbones.assets import asset_path
 
     names = ("openmoji", "fluent-emoji-3d", "emojibase-data")
+    packages: dict[str, Any] = {folder: asset_path(name) for folder, name in zip(FOLDERS, names, strict=True)}
     built = build_emoji(
         tmp_path / "set",
-        **{folder: asset_path(name) for folder, name in zip(FOLDERS, names, strict=True)},
+        **packages,
         num_concepts=200,
     )
     assert built.card.counts["concepts"] == 200
