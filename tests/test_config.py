@@ -1,0 +1,155 @@
+"""Laws of settings: nothing unknown passes, nothing changes after loading, an error names the key and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diptych.config import Recipe, Settings, build_recipe, load_recipe
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+MINIMAL: dict[str, Any] = {"output_dir": "runs/x", "data": {"sources": [{"path": "x.jsonl"}]}}
+
+
+def write(folder: Path, settings: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def every_key(model: type[Settings], *, before: str = "") -> list[str]:
+    """Dotted names of all keys that are no lists."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(before + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            keys += every_key(field.annotation, before=f"{before}{name}.")
+    return keys
+
+
+KEYS = every_key(Recipe)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_all_recipes_load(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert build_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+def test_there_are_recipes() -> None:
+    assert {"autoencoder.yaml", "demo.yaml"} <= {path.name for path in RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "right"),
+    [
+        ({"languagemodel": "x"}, "language_model"),
+        ({"train": {"learning_rat": 1.0}}, "learning_rate"),
+        ({"train": {"leraning_rate": 1.0}}, "learning_rate"),
+        ({"vision_tower": {"hidden_sise": 3}}, "hidden_size"),
+        ({"objective": {"flow_wieght": 1.0}}, "flow_weight"),
+        ({"data": {"sources": [{"path": "x", "wieght": 1}]}}, "weight"),
+    ],
+)
+def test_an_unknown_key_is_an_error_that_names_the_right_one(tmp_path: Path, misspelt: Any, right: str) -> None:
+    path = write(tmp_path, MINIMAL | misspelt)
+    with pytest.raises(ValueError, match=f"unknown key .*did you mean '{right}'") as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_unknown_key_like_no_other_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'train\.zzz'; known keys: learning_rate, "):
+        build_recipe(MINIMAL | {"train": {"zzz": 1}})
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    with pytest.raises(ValueError, match=r"train\.max_step.*seeed") as caught:
+        build_recipe(MINIMAL | {"seeed": 1, "train": {"max_step": 2}})
+    assert "\n" not in str(caught.value)
+
+
+@given(st.sampled_from(KEYS), st.integers(0, 30), st.sampled_from("abcxyz_"))
+def test_no_altered_key_passes(key: str, place: int, letter: str) -> None:
+    *parents, last = key.split(".")
+    altered = last[: place % (len(last) + 1)] + letter + last[place % (len(last) + 1) :]
+    settings: dict[str, Any] = {altered: 1}
+    for parent in reversed(parents):
+        settings = {parent: settings}
+    with pytest.raises(ValueError, match="unknown key"):
+        build_recipe(MINIMAL | settings)
+
+
+@given(st.floats(1e-9, 1.0), st.integers(1, 10**6), st.booleans(), st.sampled_from(["cosine", "linear", "constant"]))
+def test_overrides_are_what_they_say(rate: float, steps: int, is_async: bool, scheduler: str) -> None:
+    overrides = [
+        f"train.learning_rate={rate!r}",
+        f"train.max_steps={steps}",
+        f"train.async_save={str(is_async).lower()}",
+        f"train.lr_scheduler_type={scheduler}",
+    ]
+    train = load_recipe(RECIPES[0], overrides).train
+    assert (train.learning_rate, train.max_steps, train.async_save, train.lr_scheduler_type) == (
+        pytest.approx(rate),
+        steps,
+        is_async,
+        scheduler,
+    )
+
+
+def test_overrides_reach_groups_that_the_file_leaves_out(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL), ["vision_tower.layers=[1, 3]", "train.max_train_minutes=0.5"])
+    assert recipe.vision_tower.layers == (1, 3)
+    assert recipe.train.max_train_minutes == 0.5
+
+
+@pytest.mark.parametrize("override", ["train.max_steps", "=3", "output_dir.x=3", "train.max_steps=[", "seed"])
+def test_a_broken_override_is_named(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ValueError, match="override") as caught:
+        load_recipe(write(tmp_path, MINIMAL), [override])
+    assert repr(override) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.max_steps=0",
+        "train.max_steps=many",
+        "train.learning_rate=-1",
+        "objective.text_cond_dropout_prob=1.5",
+        "vision_tower.layers=[3, 1]",
+        "vision_tower.layers=[]",
+        "data.sources=[]",
+        "method=guess",
+    ],
+)
+def test_a_wrong_value_names_its_key(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ValueError, match=override.split("=")[0].split(".")[-1]):
+        load_recipe(write(tmp_path, MINIMAL), [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("a: [", "not valid YAML"), ("- 1", "mapping"), ("", "mapping"), ("output_dir: runs/x", "data")],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str, why: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match=why) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing\.yaml does not exist"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_settings_do_not_change_after_loading() -> None:
+    recipe = build_recipe(MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.train.max_steps = 3  # type: ignore[misc]
