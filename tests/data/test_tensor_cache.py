@@ -155,14 +155,15 @@ def test_large_amounts_reach_the_disk_by_themselves(tmp_path: Path, monkeypatch:
 
 def test_processes_write_shards_of_their_own_and_see_those_of_others(tmp_path: Path) -> None:
     script = (
-        "import sys, torch; from diptych.data.tensor_cache import TensorCache\n"
-        "cache = TensorCache(sys.argv[1], key='m'); i = int(sys.argv[2])\n"
+        "import os, sys, torch; from diptych.data.tensor_cache import TensorCache\n"
+        "child = os.fork(); i = int(child == 0)\n"
+        "cache = TensorCache(sys.argv[1], key='m')\n"
         "[(cache.put(f'c{i}-{j}', torch.full((5,), float(i * 10 + j))), cache.flush()) for j in range(4)]\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]) if child else 0)\n"
     )
     mine = TensorCache(tmp_path, key="m")
     mine.put("c9-0", torch.full((5,), 90.0))
-    writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(i)]) for i in range(2)]
-    assert [writer.wait() for writer in writers] == [0, 0]
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
     mine.flush()
     assert mine.get("c0-0") is None
     mine.refresh()
