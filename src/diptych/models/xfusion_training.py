@@ -120,6 +120,8 @@ class XFusionTraining(nn.Module):
 
     def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
         save_morph(folder, self.morph, weights=weights)
+        if self.model.text_states.cache is not None:
+            self.model.text_states.cache.flush()
 
     def _draws(self, source: int, index: int) -> bool:
         messages = self.sources[source][index].messages
