@@ -55,10 +55,11 @@ def load_language_model(
     Raises ValueError that names the model and the remedy: not found, offline, no safetensors, no tokenizer, damaged
     weights, code that was not trusted.
     """
-    if name in EMBEDDED_LANGUAGE_MODELS:
+    embedded = tuple(EMBEDDED_LANGUAGE_MODELS)
+    if name in embedded:
         folder = _convert_embedded(name, report)
     else:
-        folder = resolve_folder(name, what="language model", embedded=tuple(EMBEDDED_LANGUAGE_MODELS))
+        folder = resolve_folder(name, what="language model", embedded=embedded, trust_remote_code=trust_remote_code)
     options = {"trust_remote_code": trust_remote_code}
     model = load_pretrained(AutoModelForCausalLM, folder, name=name, what="language model", dtype=dtype, **options)
     tokenizer = load_pretrained(AutoTokenizer, folder, name=name, what="tokenizer of", **options)

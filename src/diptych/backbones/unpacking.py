@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -17,6 +19,11 @@ MAX_MEMBERS = 50_000
 MAX_NAME_LENGTH = 512
 TAR_OVERHEAD = 4096
 """Bytes of headers and padding that a tar may spend on each member, for the cap on the decompressed stream."""
+
+
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error, EOFError)
+DAMAGE += (NotImplementedError, OverflowError, ValueError)
+"""What the archive readers raise when the bytes make no sense to them."""
 
 
 class UnsafeArchiveError(ValueError):
@@ -50,8 +57,15 @@ def unpack_archive(
             if path in written:
                 raise UnsafeArchiveError(f"{archive.name} holds {path!r} twice")
             written[path] = (size, _write(source, folder / path, size=size, member=f"{name!r} of {archive.name}"))
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, NotImplementedError) as error:
+    except UnsafeArchiveError:
+        raise
+    except DAMAGE as error:
         raise UnsafeArchiveError(f"{archive.name} is damaged or truncated: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # A damaged zip sends the reader to an offset that cannot be.
+        raise UnsafeArchiveError(f"{archive.name} is damaged: {error}") from error
     return written
 
 
@@ -80,8 +94,8 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
             mode = info.external_attr >> 16
-            if info.flag_bits & 1:
-                raise UnsafeArchiveError(f"{archive.name} holds the encrypted member {info.filename!r}")
+            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UnsafeArchiveError(f"{archive.name} holds the encrypted or oddly packed {info.filename!r}")
             # The name as stored: zipfile itself cuts it at a NUL.
             name = info.orig_filename
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
