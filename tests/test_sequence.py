@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
-from tiny_xfusion import build_streams, build_xfusion, sequences
 
 from diptych.sequence import IGNORE_INDEX, TEXT, ImageSpan, Sequence, TextSpan, pack
+from tiny_xfusion import build_streams, build_xfusion, sequences
 
 MODEL = build_xfusion()
 

@@ -27,7 +27,7 @@ NUM_PATCHES = (SIZE // PATCH) ** 2
 
 
 def build_language(family: str = "llama", *, seed: int = 0, **settings: Any) -> LanguageModel:
-    """A tiny random frozen LLM; beyond those of `build_tiny_language_model`, OLMo2 (norms after) and SmolLM3 (layers without RoPE)."""
+    """A tiny random frozen LLM: those of `build_tiny_language_model`, OLMo2 (post-norm), SmolLM3 (layers without RoPE)."""
     if family not in ("olmo2", "smollm3"):
         return build_tiny_language_model(family, seed=seed, **settings)
     tokenizer = build_byte_tokenizer()
@@ -129,7 +129,7 @@ def build_streams(shapes: list[list[tuple[str, int]]], model: XFusion, *, seed: 
 
 
 def noise_of(batch: Batch, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Noised images and times of a batch's targets, each derived from its sample's draw and its place in that sample."""
+    """Noised images and times of a batch's targets, each from its sample's draw and its place in that sample."""
     noised, times, seen = [], [], {}
     for is_target, sample in zip(batch.image_is_target.tolist(), batch.image_samples.tolist(), strict=True):
         if is_target:
@@ -154,7 +154,7 @@ class FakeAutoencoder:
     latent_channels, downsampling, hash = CHANNELS, 2, "f" * 64
     network = torch.nn.Identity()
 
-    def to(self, device: object) -> "FakeAutoencoder":
+    def to(self, device: object) -> FakeAutoencoder:
         return self
 
     def encode(self, images: Tensor) -> Tensor:

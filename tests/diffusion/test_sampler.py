@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,10 +37,8 @@ def test_the_field_that_points_at_one_datum_arrives_there_exactly(name: str) -> 
 def test_the_error_on_a_linear_field_shrinks_with_the_samplers_order(name: str, order: int) -> None:
     """dx/dt = x, so x(0) = x(1) / e."""
     exact = NOISE / math.e
-    errors = [
-        float((SAMPLERS[name](lambda x, t: x, NOISE, num_steps=n) - exact).abs().max()) for n in (64, 128, 256)
-    ]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    errors = [float((SAMPLERS[name](lambda x, t: x, NOISE, num_steps=n) - exact).abs().max()) for n in (64, 128, 256)]
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(1 if order == 1 else 2, abs=0.15)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph
 
 import diptych.models.checkpoint as checkpoint
 from diptych.models.checkpoint import CONFIG, WEIGHTS, load_morph, save_morph
 from diptych.models.generate import Morph
+from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +161,9 @@ def test_what_is_no_morph_is_refused_with_a_remedy(tmp_path: Path) -> None:
         load_morph("nowhere-at-all")
 
 
-def test_a_save_that_fails_keeps_the_morph_that_was_there(saved: tuple[Path, Morph], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_keeps_the_morph_that_was_there(
+    saved: tuple[Path, Morph], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, morph = saved
     before = (folder / WEIGHTS).read_bytes()
 

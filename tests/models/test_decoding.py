@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from literal_dual import literal_forward
-from tiny_xfusion import FAMILIES, build_language, build_xfusion, image, text
 
 from diptych.backbones.tiny_language import build_byte_tokenizer
 from diptych.models.decoding import _choose, _stop_ids, decode_text
 from diptych.models.xfusion import XFusion
 from diptych.sequence import Sequence, TextSpan, pack
+from literal_dual import literal_forward
+from tiny_xfusion import FAMILIES, build_language, build_xfusion, image, text
 
 TOKENIZER = build_byte_tokenizer()
 NEW = 6
@@ -19,8 +19,26 @@ NEW = 6
 def _prompts(model: XFusion) -> list[Sequence]:
     return [
         Sequence((image(model, is_target=False, seed=1), text(5, 6, 7))),
-        Sequence((text(9, 10), image(model, is_target=False, seed=2), text(11,))),
-        Sequence((text(9,), image(model, is_target=False, seed=3), text(12, 13), image(model, is_target=False, seed=4), text(14, 15))),
+        Sequence(
+            (
+                text(9, 10),
+                image(model, is_target=False, seed=2),
+                text(
+                    11,
+                ),
+            )
+        ),
+        Sequence(
+            (
+                text(
+                    9,
+                ),
+                image(model, is_target=False, seed=3),
+                text(12, 13),
+                image(model, is_target=False, seed=4),
+                text(14, 15),
+            )
+        ),
     ]
 
 
@@ -62,7 +80,12 @@ def test_text_alone_is_answered_by_the_language_model_itself() -> None:
     ids = torch.tensor([[20, 21, 22]])
     stops = sorted(_stop_ids(model, TOKENIZER))
     theirs = language.model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, eos_token_id=stops, pad_token_id=2
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW,
+        do_sample=False,
+        eos_token_id=stops,
+        pad_token_id=2,
     )
     expected = TOKENIZER.decode(theirs[0, 3:], skip_special_tokens=True).strip()
     assert decode_text(model, [Sequence((text(20, 21, 22),))], tokenizer=TOKENIZER, max_new_tokens=NEW) == [expected]

@@ -8,9 +8,9 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from tiny_xfusion import FAMILIES, build_tiny_morph
 
 from diptych.models.generate import Morph
+from tiny_xfusion import FAMILIES, build_tiny_morph
 
 MORPH = build_tiny_morph()
 PICTURE = Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=numpy.uint8))
@@ -88,8 +88,12 @@ def test_the_answer_depends_on_the_image() -> None:
 
 def test_text_mode_without_images_is_the_language_models_own_answer() -> None:
     morph: Morph = MORPH
-    ids = morph.tokenizer("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False, return_tensors="pt")
-    theirs = morph.language_model.generate(**{k: ids[k] for k in ("input_ids", "attention_mask")}, max_new_tokens=5, do_sample=False, pad_token_id=2)
+    ids = morph.tokenizer(
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False, return_tensors="pt"
+    )
+    theirs = morph.language_model.generate(
+        **{k: ids[k] for k in ("input_ids", "attention_mask")}, max_new_tokens=5, do_sample=False, pad_token_id=2
+    )
     expected = morph.tokenizer.decode(theirs[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     assert morph.generate(_ask("hi"), generation_mode="text", max_new_tokens=5) == [expected]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tiny_xfusion import build_streams, build_xfusion, image, text
 
 from diptych.data.tensor_cache import TensorCache
 from diptych.models.text_states import FrozenText
 from diptych.models.xfusion import XFusion
 from diptych.nn.visibility import build_plan
 from diptych.sequence import Sequence, pack
+from tiny_xfusion import build_language, build_streams, build_xfusion, image, text
 
 SHAPES = [
     [("text", 3), ("target", 1)],
@@ -51,7 +51,10 @@ def test_a_caption_is_computed_once_whichever_batch_it_comes_in(tmp_path: Path) 
     caption, other = text(5, 6, 7), text(8, 9)
     _gather(model, [Sequence((caption, image(model, is_target=True)))] * 3)
     assert model.text_states.num_computed == 3
-    _gather(model, [Sequence((other, image(model, is_target=True))), Sequence((caption, image(model, is_target=True, seed=4)))])
+    _gather(
+        model,
+        [Sequence((other, image(model, is_target=True))), Sequence((caption, image(model, is_target=True, seed=4)))],
+    )
     assert model.text_states.num_computed == 3 + 2
 
 
@@ -60,8 +63,6 @@ def test_states_of_other_layers_are_never_mistaken_for_these(tmp_path: Path) -> 
     streams = [Sequence((text(5, 6, 7), image(build_xfusion(), is_target=True)))]
     language = {"num_hidden_layers": 4}
     for layers in ((0, 1, 3), (0, 2, 3)):
-        from tiny_xfusion import build_language
-
         built = build_language("llama", **language)
         cache = TensorCache(tmp_path, key="text")
         model = build_xfusion(symmetric=False, layers=layers, language=built, cache=cache)

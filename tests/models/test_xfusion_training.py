@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph, tiny_recipe
 
 from diptych.backbones.weight_hash import hash_module
 from diptych.models.checkpoint import build_morph
 from diptych.models.method import Method
 from diptych.models.xfusion_training import XFusionTraining
+from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph, tiny_recipe
 
 NAMES = ("red", "green", "blue", "white")
 
@@ -24,7 +24,6 @@ def training(tmp_path: Path) -> XFusionTraining:
     draw, read = [], []
     for name in NAMES:
         Image.new("RGB", (16, 16), name).save(tmp_path / "images" / f"{name}.png")
-        image = f"images/{name}.png"
         draw.append([{"role": "user", "content": f"Draw {name}."}, {"role": "assistant", "content": "<image>"}])
         read.append([{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": name}])
     for file, conversations in (("draw", draw), ("read", read)):
@@ -120,7 +119,10 @@ def test_exactly_the_vision_tower_learns_and_the_language_model_keeps_its_bytes(
     trained = training.trainable_parameters()
     assert {id(p) for p in trained.values()} == {id(p) for p in training.parameters()}
     optimizer = torch.optim.AdamW(trained.values(), lr=3e-3)
-    batch, history = training.build_batch([(d, s, i) for d, (s, i) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)])], seed=0), []
+    batch, history = (
+        training.build_batch([(d, s, i) for d, (s, i) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)])], seed=0),
+        [],
+    )
     for _ in range(30):
         losses = training(batch)
         loss = sum(training.loss_weights[name] * item.total / item.count for name, item in losses.items())

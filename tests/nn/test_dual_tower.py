@@ -1,4 +1,4 @@
-"""Laws of the dual tower: exact routing against the literal reference, what is seen, what is trained, what stays frozen."""
+"""Laws of the dual tower: routing equals the literal reference; what is seen, what is trained, what stays frozen."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import copy
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import Tensor
+
+from diptych.backbones.weight_hash import hash_module
+from diptych.models.xfusion import XFusion
+from diptych.nn.towers.text import TextTower
+from diptych.nn.visibility import build_plan
+from diptych.sequence import Batch, Sequence, pack
 from literal_dual import literal_forward
 from tiny_xfusion import (
     FAMILIES,
@@ -19,13 +26,6 @@ from tiny_xfusion import (
     sequences,
     text,
 )
-from torch import Tensor
-
-from diptych.backbones.weight_hash import hash_module
-from diptych.models.xfusion import XFusion
-from diptych.nn.towers.text import TextTower
-from diptych.nn.visibility import build_plan
-from diptych.sequence import Batch, Sequence, pack
 
 TOLERANCE = 2e-5
 """Worst seen: 4e-6 in values, 1e-5 in gradients relative to the largest (fp32; sums in another order)."""
@@ -117,7 +117,12 @@ def _logits(model: XFusion, streams: list[Sequence], *, seed: int = 0) -> Tensor
 
 def test_the_future_never_changes_the_past() -> None:
     model = SYMMETRIC
-    past = (text(5, 6), image(model, is_target=False, seed=1), text(7, 8, loss=True), image(model, is_target=True, seed=2))
+    past = (
+        text(5, 6),
+        image(model, is_target=False, seed=1),
+        text(7, 8, loss=True),
+        image(model, is_target=True, seed=2),
+    )
     future = (image(model, is_target=False, seed=3), text(9, 10, 11, loss=True), image(model, is_target=True, seed=4))
     alone, more = [Sequence(past)], [Sequence(past + future)]
     torch.testing.assert_close(_velocity(model, alone)[0], _velocity(model, more)[0], atol=1e-5, rtol=1e-5)
@@ -136,7 +141,12 @@ def test_an_image_token_sees_its_whole_image() -> None:
 
 def test_noise_is_read_by_its_own_image_alone() -> None:
     model = SYMMETRIC
-    spans = (text(4), image(model, is_target=True, seed=1), image(model, is_target=False, seed=1), text(5, 6, loss=True))
+    spans = (
+        text(4),
+        image(model, is_target=True, seed=1),
+        image(model, is_target=False, seed=1),
+        text(5, 6, loss=True),
+    )
     batch, plan, noised, t = prepare([Sequence((*spans, image(model, is_target=True, seed=2))), Sequence(spans)])
     noised.requires_grad_()
     velocity, logits = model(batch, plan, noised, t)
@@ -150,7 +160,10 @@ def test_noise_is_read_by_its_own_image_alone() -> None:
 
 def test_samples_in_one_pack_never_change_each_other() -> None:
     model = NARROW
-    first, second = build_streams([MIXED[3], MIXED[2]], model, seed=1), build_streams([MIXED[3], MIXED[4], MIXED[0]], model, seed=2)
+    first, second = (
+        build_streams([MIXED[3], MIXED[2]], model, seed=1),
+        build_streams([MIXED[3], MIXED[4], MIXED[0]], model, seed=2),
+    )
     kept = first[0]
     for run in (_velocity, _logits):
         one, other = run(model, [kept, first[1]]), run(model, [kept, *second[1:]])

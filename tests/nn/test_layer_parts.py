@@ -1,10 +1,9 @@
-"""Laws of taking a Hugging Face decoder layer apart: the parts put together are the layer; strange families are refused."""
+"""Laws of taking a decoder layer apart: the parts put together are the layer; strange families are refused."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tiny_xfusion import FAMILIES, build_language
 from transformers import GemmaConfig, GPT2Config
 
 from diptych.nn.attention import attend
@@ -22,6 +21,7 @@ from diptych.nn.layer_parts import (
 )
 from diptych.nn.visibility import plan_text_only
 from diptych.sequence import Sequence, TextSpan, pack
+from tiny_xfusion import FAMILIES, build_language
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
-from tiny_xfusion import build_streams, build_xfusion, sequences
 
 from diptych.nn.attention import Groups
 from diptych.nn.visibility import build_plan, visible
 from diptych.sequence import IGNORE_INDEX, TEXT, Sequence, TextSpan, pack
+from tiny_xfusion import build_streams, build_xfusion, sequences
 
 MODEL = build_xfusion()
 Shapes = list[list[tuple[str, int]]]

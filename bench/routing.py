@@ -1,0 +1,134 @@
+"""P1, P2, P2c: what exact routing saves in a training step (forward, backward), against computing both towers.
+
+A symmetric tower of 6 layers, width 512, in the proportions of Llama-3.2-1B (4 query heads to a key head, an MLP
+4 times the width); 256 text and 256 image tokens a sample; fp32, two threads.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from both_towers import BothTowers
+from diptych.backbones.tiny_language import build_tiny_language_model
+from diptych.models.text_states import FrozenText, TextStates
+from diptych.models.xfusion import XFusion
+from diptych.nn.towers.dual import VisionTower
+from diptych.nn.towers.text import TextTower
+from diptych.nn.visibility import build_plan
+from diptych.sequence import IGNORE_INDEX, ImageSpan, Sequence, TextSpan, pack
+from paired import count_flops, measure_ratio, print_table
+
+TOKENS, CHANNELS, SIZE, PATCH = 256, 4, 32, 2
+LIMITS = {"P1": 2.0, "P2": 2.5, "P2c": 10 / 3}
+GOALS = {"P1": 1.75, "P2": 2.4, "P2c": 3.0}
+
+
+def build_model() -> XFusion:
+    torch.manual_seed(0)
+    language = build_tiny_language_model(
+        "llama",
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        initializer_range=0.02,
+    )
+    config = language.model.config
+    tower = VisionTower(
+        language.model,
+        layers=tuple(range(6)),
+        latent_channels=CHANNELS,
+        latent_size=SIZE,
+        patch_size=PATCH,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        adaln=False,
+        boundary_tokens=False,
+        copy_layers=True,
+    )
+    torch.nn.init.normal_(tower.head.linear.weight, std=0.02)
+    text = TextTower(language.model)
+    return XFusion(text, tower, TextStates(text, range(6)))
+
+
+def build_sequences(*, reading: bool, num_samples: int) -> list[Sequence]:
+    sequences = []
+    for draw in range(num_samples):
+        ids = tuple(torch.randint(3, 250, (TOKENS,)).tolist())
+        span = TextSpan(ids, (reading,) * TOKENS)
+        image = ImageSpan(torch.randn(CHANNELS, SIZE, SIZE), TOKENS, is_target=not reading)
+        sequences.append(Sequence((image, span) if reading else (span, image), draw=draw))
+    return sequences
+
+
+def build_steps(
+    model: XFusion, *, reading: bool, cached: bool, num_samples: int
+) -> tuple[Callable[[], float], Callable[[], float]]:
+    """(compute both, routed): each runs one step and returns its loss; the two losses are the same number."""
+    batch = pack(build_sequences(reading=reading, num_samples=num_samples))
+    plan = build_plan(batch)
+    both = BothTowers(model, batch)
+    num_targets = int(batch.image_is_target.sum())
+    noised, t = torch.randn(num_targets, CHANNELS, SIZE, SIZE), torch.rand(num_targets)
+    labels = batch.labels[batch.labels != IGNORE_INDEX]
+    frozen: FrozenText | None = model.text_states.gather(batch, plan) if cached else None
+
+    def finish(outputs: tuple[torch.Tensor | None, torch.Tensor | None]) -> float:
+        velocity, logits = outputs
+        loss = cross_entropy(logits, labels) if logits is not None else velocity.square().mean()  # type: ignore[union-attr]
+        for parameter in model.parameters():
+            parameter.grad = None
+        loss.backward()
+        return loss.item()
+
+    return (
+        lambda: finish(both.forward(noised, t)),
+        lambda: finish(model(batch, plan, noised, t, frozen)),
+    )
+
+
+def measure(*, num_samples: int = 2, pairs: int = 9) -> list[list[str]]:
+    model = build_model()
+    rows = []
+    for name, what, reading, cached in (
+        ("P1", "both / routed, image to text", True, False),
+        ("P2", "both / no-grad text prefix, text to image", False, False),
+        ("P2c", "both / cached text, text to image", False, True),
+    ):
+        slow, fast = build_steps(model, reading=reading, cached=cached, num_samples=num_samples)
+        losses = slow(), fast()
+        if abs(losses[0] - losses[1]) > 1e-4 * abs(losses[0]):
+            raise ValueError(f"{name}: both towers give loss {losses[0]}, routing {losses[1]}; they must be equal")
+        flops = count_flops(slow) / count_flops(fast)
+        ratio = measure_ratio(slow, fast, pairs=pairs, warm=1)
+        print(f"{name}: FLOPs {flops:.3f}, time {ratio.median:.2f}", file=sys.stderr, flush=True)
+        rows.append(
+            [
+                f"{name} {what}",
+                f"{LIMITS[name]:.2f}",
+                f"{flops:.3f}",
+                f">= {GOALS[name]}",
+                f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})",
+                f"{ratio.slow_seconds * 1000:.0f} / {ratio.fast_seconds * 1000:.0f} ms",
+            ]
+        )
+    return rows
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    rows = measure(pairs=pairs)
+    columns = ["ratio", "limit", "FLOPs", "goal, time", "time, median (quartiles)", "fastest steps"]
+    print_table("Routing", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
