@@ -18,7 +18,7 @@ from diptych.sequence import IGNORE_INDEX, Batch
 
 
 class BothTowers:
-    """`forward` gives what `XFusion.forward` gives. Mask and rotary angles are made once, as for training on one shape."""
+    """`forward` gives what `XFusion.forward` gives. Mask and rotary angles are made once."""
 
     def __init__(self, model: XFusion, batch: Batch) -> None:
         self.model, self.batch = model, batch

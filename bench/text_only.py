@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
+import time
+from collections.abc import Callable
 
 import torch
 
@@ -12,10 +14,10 @@ from diptych.sequence import Sequence, TextSpan
 from paired import measure_ratio, print_table
 from routing import build_model
 
-PROMPT, NEW = 128, 32
+PROMPT, NEW = 128, 16
 
 
-def measure(*, pairs: int = 9) -> list[list[str]]:
+def measure(*, pairs: int = 9, clock: Callable[[], float] = time.perf_counter) -> list[list[str]]:
     from diptych.backbones.language import build_language_model
     from diptych.config import build_recipe
     from diptych.models.generate import Morph
@@ -44,7 +46,7 @@ def measure(*, pairs: int = 9) -> list[list[str]]:
             eos_token_id=[2],
             pad_token_id=2,
         )
-        return tokenizer.decode(out[0, PROMPT:], skip_special_tokens=True).strip()
+        return str(tokenizer.decode(out[0, PROMPT:], skip_special_tokens=True)).strip()
 
     def morph_answer() -> str:
         return decode_text(model, [prompt], tokenizer=tokenizer, max_new_tokens=NEW)[0]
@@ -57,19 +59,22 @@ def measure(*, pairs: int = 9) -> list[list[str]]:
         (f"logits of {PROMPT} tokens", lambda: morph.text_logits(ids), base_logits),
         (f"{NEW} tokens after {PROMPT}", morph_answer, base_answer),
     ):
-        ratio = measure_ratio(through, directly, pairs=pairs)
+        ratio = measure_ratio(through, directly, pairs=pairs, warm=1, clock=clock)
         rows.append([what, f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})", "<= 1.05", "0"])
     return rows
 
 
 def main() -> None:
-    torch.set_num_threads(2)
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 9
-    print_table(
-        "Text alone, morph / base language model",
-        ["what", "time ratio", "goal", "max abs difference"],
-        measure(pairs=pairs),
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread, CPU seconds: for a machine that others load"
     )
+    options = parser.parse_args()
+    torch.set_num_threads(1 if options.cpu_time else 2)
+    rows = measure(pairs=options.pairs, clock=time.process_time if options.cpu_time else time.perf_counter)
+    title = "Text alone, morph / base language model" + (", CPU seconds of one thread" if options.cpu_time else "")
+    print_table(title, ["what", "time ratio", "goal", "max abs difference"], rows)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def _told(sequence: Sequence, *, supervised: bool | None = None) -> str:
             ids = [
                 t for t, flag in zip(span.token_ids, span.loss, strict=True) if supervised is None or flag == supervised
             ]
-            out += TOKENIZER.decode(ids)
+            out += str(TOKENIZER.decode(ids))
         elif supervised is None:
             number = int(span.image.flatten()[0])
             out += f"{{{number}}}" if span.is_target else f"[{number}]"

@@ -54,7 +54,7 @@ def _literal_greedy(model: XFusion, prompt: Sequence) -> str:
         if token in stops:
             break
         answer.append(token)
-    return TOKENIZER.decode(answer, skip_special_tokens=True).strip()
+    return str(TOKENIZER.decode(answer, skip_special_tokens=True)).strip()
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
@@ -87,7 +87,7 @@ def test_text_alone_is_answered_by_the_language_model_itself() -> None:
         eos_token_id=stops,
         pad_token_id=2,
     )
-    expected = TOKENIZER.decode(theirs[0, 3:], skip_special_tokens=True).strip()
+    expected = str(TOKENIZER.decode(theirs[0, 3:], skip_special_tokens=True)).strip()
     assert decode_text(model, [Sequence((text(20, 21, 22),))], tokenizer=TOKENIZER, max_new_tokens=NEW) == [expected]
 
 

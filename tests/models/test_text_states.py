@@ -92,7 +92,7 @@ def test_text_to_image_with_known_captions_never_runs_the_text_tower(tmp_path: P
     _gather(model, streams)
     calls = []
     for layer in model.text_tower.layers:
-        layer.mlp.register_forward_hook(lambda *_: calls.append(1))
+        layer.get_submodule("mlp").register_forward_hook(lambda *_: calls.append(1))
     batch = pack(streams)
     velocity, _ = model(batch, build_plan(batch), torch.randn(1, 4, 4, 4), torch.rand(1))
     velocity.sum().backward()

@@ -234,7 +234,7 @@ def test_a_symmetric_tower_starts_as_a_copy_and_shares_no_memory(family: str) ->
     model = build_xfusion(family, language=language, stirred=False)
     for index, block in enumerate(model.vision_tower.blocks):
         theirs = dict(language.model.model.layers[index].named_parameters())
-        for name, parameter in block.layer.named_parameters():
+        for name, parameter in block.get_submodule("layer").named_parameters():
             assert torch.equal(parameter, theirs[name])
             assert parameter.data_ptr() != theirs[name].data_ptr()
             assert parameter.requires_grad
