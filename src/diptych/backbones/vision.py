@@ -138,12 +138,12 @@ class ImageEncoder(nn.Module):
         if images.numel() and not images.abs().amax() <= 2:
             raise ValueError(f"{self.name} takes images in -1..1, got values up to {images.abs().amax().item():g}")
         device = next(self.network.parameters()).device
-        parts = [
-            self.network(self.preprocessing(part.to(device)).to(self.dtype)) for part in images.split(self.batch_size)
-        ]
         if not len(images):
             empty = torch.zeros(0, self.feature_dim, device=device)
             return empty.new_zeros(0, self.num_features, self.feature_dim), empty
+        parts = [
+            self.network(self.preprocessing(part.to(device)).to(self.dtype)) for part in images.split(self.batch_size)
+        ]
         features, pooled = (torch.cat(column).float() for column in zip(*parts, strict=True))
         return features, pooled
 
@@ -201,13 +201,14 @@ def build_image_encoder(
 ) -> ImageEncoder:
     """An encoder from a Hugging Face vision transformer that is already in memory. Errors: see `load_image_encoder`."""
     config = network.config
-    native, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    if not isinstance(native, int) or not isinstance(patch, int):
+    needed = ("image_size", "patch_size", "hidden_size", "num_hidden_layers")
+    native, patch, width, num_layers = found = [getattr(config, key, 0) for key in needed]
+    if not all(isinstance(value, int) and value for value in found):
         raise ValueError(
             f"image encoder {name!r}: a model of type {config.model_type!r} has no square patch grid; "
             "take a vision transformer such as SigLIP, CLIP, DINOv2 or ViT"
         )
-    size, num_layers = preprocessing.image_size, config.num_hidden_layers
+    size = preprocessing.image_size
     if layer is not None and not -num_layers - 1 <= layer <= num_layers:
         raise ValueError(f"image encoder {name!r} has layers 0..{num_layers}, got layer {layer}")
     if size % patch:
@@ -223,7 +224,7 @@ def build_image_encoder(
         name=name,
         weight_hash=weight_hash,
         layer=layer,
-        feature_dim=config.hidden_size,
+        feature_dim=width,
         num_features=num_patches,
         dtype=network.dtype,
         batch_size=batch_size,
