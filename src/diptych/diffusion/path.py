@@ -37,9 +37,7 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def sample_times(
-    num: int, *, density: str, shift: float = 1.0, generator: torch.Generator | None = None
-) -> Tensor:
+def sample_times(num: int, *, density: str, shift: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Times in (0, 1): [num]. density: logit_normal (the sigmoid of a standard normal) or uniform."""
     if density == "logit_normal":
         t = torch.sigmoid(torch.randn(num, generator=generator))

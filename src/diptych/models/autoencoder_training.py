@@ -50,14 +50,18 @@ class AutoencoderTraining(nn.Module):
         self.recipe = recipe
         self.settings = recipe.autoencoder_training
         if recipe.image_size % self.settings.fold:
-            raise ValueError(f"image_size {recipe.image_size} is not a multiple of autoencoder_training.fold {self.settings.fold}")
+            raise ValueError(
+                f"image_size {recipe.image_size} is not a multiple of autoencoder_training.fold {self.settings.fold}"
+            )
         self.loss_weights = {"squared": 4.0, "absolute": 0.5, "edges": 0.5, "size": 0.01}
         paths = sorted({p for source in recipe.data.sources for p in _image_paths(source.path)})
         kept = [path for path in paths if not is_held_out(path)]
         self.images = _load(kept, recipe.image_size)
         self.held_out = _load([path for path in paths if is_held_out(path)], recipe.image_size)
         if not len(self.images) or not len(self.held_out):
-            raise ValueError(f"{len(paths)} images are too few to train an autoencoder and hold a tenth out; add images")
+            raise ValueError(
+                f"{len(paths)} images are too few to train an autoencoder and hold a tenth out; add images"
+            )
         torch.manual_seed(recipe.seed)
         self.network = build_autoencoder(
             fold=self.settings.fold,
@@ -189,7 +193,9 @@ def initialise_as_components(network: Any, folded: Tensor) -> None:
     inner, outer = network.decoder.layers[0], network.decoder.layers[-1]
     latent, pairs = last.out_channels, first.out_channels // 2
     if pairs < latent:
-        raise ValueError(f"{first.out_channels} channels cannot carry {latent} latent channels in pairs; use {2 * latent} or more")
+        raise ValueError(
+            f"{first.out_channels} channels cannot carry {latent} latent channels in pairs; use {2 * latent} or more"
+        )
     pixels = (folded.permute(0, 2, 3, 1).flatten(0, 2) + 1) / 2  # diffusers' layers see 0..1
     mean = pixels.mean(0)
     centred = pixels - mean
@@ -259,5 +265,3 @@ def _load(paths: list[str], size: int) -> Tensor:
         return torch.zeros(0, 3, size, size, dtype=torch.uint8)
     tensors = [image_to_tensor(open_image(path), size) for path in paths]
     return torch.stack([((t + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for t in tensors])
-
-

@@ -100,7 +100,9 @@ def find_morph(path: str | Path) -> Path:
     if (folder / CONFIG).is_file():
         return folder
     if folder.exists():
-        raise ValueError(f"{folder} is not a morph: it has no {CONFIG}; give a folder written by diptych train, such as runs/demo/morph")
+        raise ValueError(
+            f"{folder} is not a morph: it has no {CONFIG}; give a folder written by diptych train, such as runs/demo/morph"
+        )
     for root in carried_roots():
         if (root / str(path) / CONFIG).is_file():
             return root / str(path)
@@ -111,9 +113,13 @@ def find_morph(path: str | Path) -> Path:
         try:
             return Path(snapshot_download(str(path), allow_patterns=[CONFIG, WEIGHTS]))
         except Exception as error:
-            raise ValueError(f"morph {str(path)!r} is no folder here, and could not be fetched from the Hub: {error}") from error
+            raise ValueError(
+                f"morph {str(path)!r} is no folder here, and could not be fetched from the Hub: {error}"
+            ) from error
     carried = sorted(p.parent.name for root in carried_roots() for p in root.glob(f"*/{CONFIG}"))
-    raise ValueError(f"there is no morph at {path}; give a folder written by diptych train, a Hub id, or one of: {', '.join(carried) or 'none carried'}")
+    raise ValueError(
+        f"there is no morph at {path}; give a folder written by diptych train, a Hub id, or one of: {', '.join(carried) or 'none carried'}"
+    )
 
 
 def carried_roots() -> list[Path]:
@@ -153,7 +159,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); the morph is damaged: copy it again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT or not {"hashes", "recipe"} <= config.keys():
-        raise ValueError(f"{path} is not the config of a morph of format {FORMAT}; train it again with this version of Diptych")
+        raise ValueError(
+            f"{path} is not the config of a morph of format {FORMAT}; train it again with this version of Diptych"
+        )
     return config
 
 

@@ -11,7 +11,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from diptych.models.xfusion import XFusion
 from diptych.nn.attention import Groups
-from diptych.nn.layer_parts import attention_input, attention_output, mlp_input, mlp_output, project_key_value, project_query
+from diptych.nn.layer_parts import (
+    attention_input,
+    attention_output,
+    mlp_input,
+    mlp_output,
+    project_key_value,
+    project_query,
+)
 from diptych.nn.visibility import build_plan, plan_text_only
 from diptych.sequence import Sequence, TextSpan, pack
 
@@ -46,7 +53,9 @@ def decode_text(
     texts: dict[int, str] = {}
     with_images = [i for i, prompt in enumerate(prompts) if prompt.images]
     if with_images:
-        ids = _decode_routed(model, [prompts[i] for i in with_images], stops, max_new_tokens, do_sample, temperature, top_p)
+        ids = _decode_routed(
+            model, [prompts[i] for i in with_images], stops, max_new_tokens, do_sample, temperature, top_p
+        )
         texts |= dict(zip(with_images, ids, strict=True))
     for i, prompt in enumerate(prompts):
         if not prompt.images:
@@ -55,7 +64,13 @@ def decode_text(
 
 
 def _decode_plain(
-    model: XFusion, prompt: Sequence, stops: set[int], max_new_tokens: int, do_sample: bool, temperature: float, top_p: float
+    model: XFusion,
+    prompt: Sequence,
+    stops: set[int],
+    max_new_tokens: int,
+    do_sample: bool,
+    temperature: float,
+    top_p: float,
 ) -> list[int]:
     """Text alone is the language model's own affair."""
     ids = [token for span in prompt.spans if isinstance(span, TextSpan) for token in span.token_ids]

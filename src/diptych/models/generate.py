@@ -30,7 +30,13 @@ class Morph:
     """A trained model: frozen language model, vision tower, autoencoder. Built by `load_morph`."""
 
     def __init__(
-        self, *, model: XFusion, language: LanguageModel, autoencoder: Any, recipe: Recipe, cache_dir: Path | None = None
+        self,
+        *,
+        model: XFusion,
+        language: LanguageModel,
+        autoencoder: Any,
+        recipe: Recipe,
+        cache_dir: Path | None = None,
     ) -> None:
         self.model = model
         self.language = language
@@ -98,9 +104,7 @@ class Morph:
         if do_sample:
             torch.manual_seed(seed)
         parsed = [self._parse(messages) for messages in conversations]
-        draws = [
-            generation_mode == "image" or (generation_mode == "auto" and not images) for _, images in parsed
-        ]
+        draws = [generation_mode == "image" or (generation_mode == "auto" and not images) for _, images in parsed]
         answers: list[list[Part]] = [[] for _ in parsed]
         jobs = [(index, k) for index, drawn in enumerate(draws) if drawn for k in range(num_images)]
         for start in range(0, len(jobs), max_batch_size):
@@ -153,7 +157,8 @@ class Morph:
         prompts = [self._prompt(messages, images, then=target) for (messages, images), _ in jobs]
         if guided:
             prompts += [
-                self._prompt(_negative(messages, negative_prompt), images, then=target) for (messages, images), _ in jobs
+                self._prompt(_negative(messages, negative_prompt), images, then=target)
+                for (messages, images), _ in jobs
             ]
         packed = pack(prompts)
         plan = build_plan(packed, window=self.model.text_tower.window).to(self.device)
@@ -200,7 +205,9 @@ class Morph:
                     parts.append(len(pixels))
                     pixels.append(image_to_tensor(image.convert("RGB"), self.recipe.image_size))
                 else:
-                    raise ValueError(f"a message's content holds {type(part).__name__}; give text, a PIL image or the path of one")
+                    raise ValueError(
+                        f"a message's content holds {type(part).__name__}; give text, a PIL image or the path of one"
+                    )
             messages.append(Message(str(message["role"]), tuple(parts)))
         if not any(message.role == "user" for message in messages):
             raise ValueError("a conversation needs at least one user message")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diptych.data.tensor_cache import TensorCache  # noqa
+from diptych.data.tensor_cache import TensorCache
 from diptych.nn.towers.text import TextTower
 from diptych.nn.visibility import RoutingPlan, plan_text_only
 from diptych.sequence import Batch, Sequence, TextSpan, pack

@@ -67,5 +67,7 @@ def build_xfusion(
     )
     cache = None
     if cache_dir is not None:
-        cache = TensorCache(cache_dir, key=f"text-{language_hash[:16]}-{text_tower.language_model.dtype}".replace(".", "-"))
+        cache = TensorCache(
+            cache_dir, key=f"text-{language_hash[:16]}-{text_tower.language_model.dtype}".replace(".", "-")
+        )
     return XFusion(text_tower, vision_tower, TextStates(text_tower, layers, cache))

@@ -52,7 +52,9 @@ def build_groups(
     rows = torch.zeros(num_queries, dtype=torch.long)
     padded = any(len(r) != longest_k for r in keys)
     full = all(v is None for v in visible)
-    mask = None if full and not padded else torch.zeros(len(keys), 1 if full else longest_q, longest_k, dtype=torch.bool)
+    mask = (
+        None if full and not padded else torch.zeros(len(keys), 1 if full else longest_q, longest_k, dtype=torch.bool)
+    )
     for g, (q_rows, k_rows, v) in enumerate(zip(queries, keys, visible, strict=True)):
         q[g, : len(q_rows)] = torch.tensor(q_rows, dtype=torch.long)
         k[g, : len(k_rows)] = torch.tensor(k_rows, dtype=torch.long)

@@ -25,7 +25,9 @@ def visible(batch: Batch) -> Tensor:
     order = torch.arange(batch.token_ids.numel(), device=batch.token_ids.device)
     same_sample = batch.sample_ids[:, None] == batch.sample_ids[None]
     same_image = (batch.image_ids[:, None] == batch.image_ids[None]) & batch.is_image[None]
-    noised = batch.is_image & batch.image_is_target[batch.image_ids.clamp(min=0)] if batch.num_images else batch.is_image
+    noised = (
+        batch.is_image & batch.image_is_target[batch.image_ids.clamp(min=0)] if batch.num_images else batch.is_image
+    )
     earlier = (order[None] <= order[:, None]) & ~noised[None]
     return same_sample & (earlier | same_image)
 

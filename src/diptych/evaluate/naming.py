@@ -1,0 +1,41 @@
+"""Does the model name what it is shown? Exact match, after the same normalising of answer and truth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from PIL import Image
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces."""
+    text = re.sub(r"[^\w\s]", " ", text.lower().replace("_", " "))
+    return " ".join(ARTICLES.sub(" ", text).split())
+
+
+def ask_about_images(
+    morph: Any,
+    images: Sequence[Image.Image],
+    question: str,
+    *,
+    batch_size: int = 50,
+    max_new_tokens: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """The greedy answer to `question` about each image; `question` is the text behind the image."""
+    answers: list[str] = []
+    for start in range(0, len(images), batch_size):
+        chunk = [[{"role": "user", "content": [image, question]}] for image in images[start : start + batch_size]]
+        parts = morph.generate_batch(chunk, generation_mode="text", max_new_tokens=max_new_tokens)
+        answers += [answer[0] for answer in parts]
+        if progress is not None:
+            progress(len(answers), len(images))
+    return answers
+
+
+def is_named(answer: str, name: str) -> bool:
+    return normalise_answer(answer) == normalise_answer(name)

@@ -1,0 +1,36 @@
+"""A score with what it takes to judge it: how many, what chance gives, and how sure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share of successes: `value` in 0..1, of `num` trials, where guessing gives `chance`."""
+
+    value: float
+    num: int
+    chance: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% Wilson interval."""
+        if not self.num:
+            return 0.0, 1.0
+        z = 1.96
+        centre = (self.value + z**2 / (2 * self.num)) / (1 + z**2 / self.num)
+        spread = self.value * (1 - self.value) / self.num + z**2 / (4 * self.num**2)
+        half = z / (1 + z**2 / self.num) * math.sqrt(max(0.0, spread))
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def as_dict(self) -> dict[str, float | int | list[float]]:
+        return {"value": self.value, "n": self.num, "chance": self.chance, "interval_95": list(self.interval)}
+
+
+def share(hits: list[bool], *, chance: float) -> Score:
+    """The share of True. Raises ValueError for none at all: a score of nothing is no score."""
+    if not hits:
+        raise ValueError("a score needs at least one trial")
+    return Score(sum(hits) / len(hits), len(hits), chance)
