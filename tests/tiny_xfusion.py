@@ -27,7 +27,7 @@ NUM_PATCHES = (SIZE // PATCH) ** 2
 
 
 def build_language(family: str = "llama", *, seed: int = 0, **settings: Any) -> LanguageModel:
-    """A tiny random frozen LLM: those of `build_tiny_language_model`, OLMo2 (post-norm), SmolLM3 (some without RoPE)."""
+    """A tiny random frozen LLM: those of `build_tiny_language_model`, OLMo2 (post-norm), SmolLM3 (some no RoPE)."""
     if family not in ("olmo2", "smollm3"):
         return build_tiny_language_model(family, seed=seed, **settings)
     tokenizer = build_byte_tokenizer()
