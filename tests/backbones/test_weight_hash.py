@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +90,7 @@ def test_large_weights_are_hashed_once_until_they_change(tmp_path: Path, monkeyp
 
 
 def test_tied_tensors_count_once_and_only_persistent_buffers_do() -> None:
-    module = torch.nn.Module()
+    module: Any = torch.nn.Module()
     module.first = torch.nn.Linear(2, 2, bias=False)
     module.second = torch.nn.Linear(2, 2, bias=False)
     module.second.weight = module.first.weight
@@ -96,3 +98,28 @@ def test_tied_tensors_count_once_and_only_persistent_buffers_do() -> None:
     module.register_buffer("derived", torch.ones(1), persistent=False)
     wanted = hash_tensors({"first.weight": module.first.weight, "kept": module.kept})
     assert hash_module(module) == wanted
+
+
+def test_what_hugging_face_would_not_load_does_not_count(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", WEIGHTS)
+    (folder / "model-0.safetensors").rename(folder / "model.safetensors")
+    write(folder, {"other": torch.ones(1)})
+    assert hash_folder(folder) == hash_tensors(WEIGHTS)
+
+
+def test_the_shards_of_the_index_count_and_must_be_there(tmp_path: Path) -> None:
+    names = sorted(WEIGHTS)
+    folder = write(tmp_path / "model", {n: WEIGHTS[n] for n in names[:2]}, {n: WEIGHTS[n] for n in names[2:]})
+    save_file({"other": torch.ones(1)}, folder / "consolidated.safetensors")
+    index = folder / "model.safetensors.index.json"
+    shards = {name: f"model-{int(place >= 2)}.safetensors" for place, name in enumerate(names)}
+    index.write_text(json.dumps({"weight_map": shards}))
+    assert hash_folder(folder) == hash_tensors(WEIGHTS)
+    for bad, words in (("../x.safetensors", "lacks"), ("model-7.safetensors", "lacks model-7"), (None, "lacks None")):
+        index.write_text(json.dumps({"weight_map": shards | {"c": bad}}))
+        with pytest.raises(ValueError, match=words):
+            hash_folder(folder)
+    for damaged in ("", "[]", "{}", '{"weight_map": 3}'):
+        index.write_text(damaged)
+        with pytest.raises(ValueError, match="is damaged"):
+            hash_folder(folder)

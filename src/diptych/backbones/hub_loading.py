@@ -15,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 HUB_FILES: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 HUB_CODE = "*.py"
+HUB_DUPLICATES = ("*/*", "consolidated*")
+"""The same weights once more in another format, as some repositories hold them."""
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def resolve_folder(name: str, *, what: str, embedded: tuple[str, ...] = (), trus
         raise ValueError(f"{what} {name!r}: there is no such folder{hint}")
     patterns = [*HUB_FILES, HUB_CODE] if trust_remote_code else list(HUB_FILES)
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=list(HUB_DUPLICATES)))
     except HFValidationError as error:
         raise ValueError(f"{what} {name!r} is neither a folder nor a Hugging Face id{hint}") from error
     # Whatever the Hub's client meets (no network, no such id, a gated one, a full disk) is an OSError or of httpx.

@@ -33,15 +33,14 @@ DTYPE_NAMES = {
 
 
 def hash_folder(folder: Path) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor in the folder's *.safetensors, in order of name.
+    """SHA-256 over name, dtype, shape and bytes of every tensor in the folder's weights, in order of name. Its weights
+    are what Hugging Face loads: model.safetensors, else the files of its index, else all *.safetensors.
 
     So it does not depend on the split into files, their headers, or the dtype of loading. Of large weights it is
     remembered in the cache, keyed by path, size and modification time of the files. Raises ValueError for a folder
     without safetensors and for damaged files.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no *.safetensors; save the model there with save_pretrained")
+    files = _weight_files(folder)
     stats = [file.stat() for file in files]
     if sum(stat.st_size for stat in stats) < ALWAYS_HASHED_BELOW:
         return _hash_files(files)
@@ -77,6 +76,25 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
         _update(digest, name, DTYPE_NAMES[tensor.dtype], list(tensor.shape))
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        try:
+            shards = sorted(
+                {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            )
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{index} is damaged: {error!r}; fetch or save the model again") from error
+        if lacking := [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]:
+            raise ValueError(f"{folder} lacks {', '.join(lacking)}, which its index names; fetch or save it again")
+        return [folder / shard for shard in shards]
+    if files := sorted(folder.glob("*.safetensors")):
+        return files
+    raise ValueError(f"{folder} holds no *.safetensors; save the model there with save_pretrained")
 
 
 def _update(digest: Any, name: str, dtype: str, shape: list[int]) -> None:
