@@ -51,7 +51,7 @@ def generate(
     from diptych.models.checkpoint import load_morph
 
     loaded = load_morph(morph, language_model=language_model)
-    content: list[Any] = [*images, {"type": "text", "text": f"\n{prompt}" if images else prompt}]
+    content: list[Any] = [{"type": "text", "text": f"{prompt}\n" if images else prompt}, *images]
     parts = loaded.generate(
         [{"role": "user", "content": content}],
         generation_mode=generation_mode.value,

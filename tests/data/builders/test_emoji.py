@@ -114,8 +114,8 @@ def test_prompts_and_answers_are_the_names(packages: dict[str, Any], tmp_path: P
                 assert user.parts == (f"Draw {concept} in {words} style.",)
                 assert assistant.parts == (0,)
             else:
-                assert user.parts[0] == 0
-                assert str(user.parts[1]).removeprefix("\n") in QUESTIONS
+                assert str(user.parts[0]).removesuffix("\n") in QUESTIONS
+                assert user.parts[1] == 0
                 assert assistant.parts == (concept,)
 
 

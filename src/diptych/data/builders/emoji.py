@@ -31,6 +31,7 @@ from diptych.data.svg import render_svg
 
 STYLE_WORDS = {"fluent": "3D", "openmoji": "flat"}
 PROMPT_KINDS = ("name", "tags")
+# The question stands before the picture: text before a picture is frozen, so its states are computed once and kept.
 QUESTIONS = ("What is this?", "What does this picture show?", "Name the thing in this picture.")
 SPLITS = {
     "train_draw.jsonl": "text to image; every combination of concept and style but the held-out ones",
@@ -38,7 +39,7 @@ SPLITS = {
     "held_out_draw.jsonl": "text to image; combinations of concept and style that training never shows",
     "held_out_read.jsonl": "image to text, three questions per picture; the same held-out combinations",
 }
-_BUILDER_VERSION = 1
+_BUILDER_VERSION = 2
 """Counts on whenever the same settings would give other files."""
 _NUM_TAGS = 3
 
@@ -191,7 +192,7 @@ def _write_splits(
                     messages = (Message("user", (prompt,)), Message("assistant", (0,)))
                     splits[f"{prefix}_draw.jsonl"].append(Sample(messages, images, {**meta, "prompt_kind": kind}))
             for question in QUESTIONS:
-                messages = (Message("user", (0, f"\n{question}")), Message("assistant", (concept.name,)))
+                messages = (Message("user", (f"{question}\n", 0)), Message("assistant", (concept.name,)))
                 splits[f"{prefix}_read.jsonl"].append(Sample(messages, images, {**meta, "prompt_kind": "name"}))
     return {name: write_samples(folder / name, samples) for name, samples in splits.items()}
 
