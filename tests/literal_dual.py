@@ -1,16 +1,25 @@
-"""The oracle: X-Fusion's dual tower read literally. Both towers run whole layers on all tokens, then the right half is selected.
+"""The oracle: X-Fusion's dual tower read literally. Both towers run on all tokens, then the right half is selected.
 
 Dense masks, whole Hugging Face layer forwards, nothing cached, nothing skipped. Slow on purpose.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from diptych.models.xfusion import XFusion
 from diptych.nn.heads import modulate
-from diptych.nn.layer_parts import attention_input, attention_output, mlp_input, mlp_output, project_key_value, project_query
+from diptych.nn.layer_parts import (
+    attention_input,
+    attention_output,
+    mlp_input,
+    mlp_output,
+    project_key_value,
+    project_query,
+)
 from diptych.nn.visibility import visible
 from diptych.sequence import Batch
 
@@ -26,8 +35,9 @@ def _attention(layer, x: Tensor, rope, mask: Tensor) -> Tensor:
 
 
 def literal_forward(model: XFusion, batch: Batch, noised: Tensor, t: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Velocity of the target images (None without one) and logits at *every* text position [N, vocabulary] (0 at images)."""
-    text, vision = model.text_tower, model.vision_tower
+    """Velocity of the target images (None without one), logits at *every* text position [N, vocabulary]."""
+    text = model.text_tower
+    vision: Any = model.vision_tower
     is_image, num = batch.is_image, batch.token_ids.numel()
     mask = visible(batch) | torch.eye(num, dtype=torch.bool)
     text_only = mask & ~is_image[None] & ~is_image[:, None] | torch.eye(num, dtype=torch.bool)
@@ -56,7 +66,9 @@ def literal_forward(model: XFusion, batch: Batch, noised: Tensor, t: Tensor) -> 
             block = vision.blocks[index]
             mapped = text_states if block.text_in is None else block.text_in(text_states)
             both = torch.where(is_image[:, None], image_states, mapped)
-            image_states = torch.where(is_image[:, None], _vision_layer(block, both, image_time, image_rope, mask, is_image), 0.0)
+            image_states = torch.where(
+                is_image[:, None], _vision_layer(block, both, image_time, image_rope, mask, is_image), 0.0
+            )
         text_states = torch.where(is_image[:, None], 0.0, out)
     velocity = None
     if batch.image_is_target.any():

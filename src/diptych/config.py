@@ -1,4 +1,4 @@
-"""Strict, frozen, typed settings. One recipe is one complete run: YAML plus dotted overrides; unknown keys are errors."""
+"""Strict, frozen, typed settings. One recipe is one complete run: YAML plus overrides; unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -21,39 +21,40 @@ class VisionTowerConfig(Settings):
 
     layer_design: Literal["dual"] = "dual"
     layers: tuple[int, ...] | None = Field(
-        None, description="language-model layers that the vision blocks stand beside, ascending; null: every layer"
+        default=None,
+        description="language-model layers that the vision blocks stand beside, ascending; null: every layer",
     )
-    hidden_size: int | None = Field(None, gt=0)
-    intermediate_size: int | None = Field(None, gt=0)
-    num_attention_heads: int | None = Field(None, gt=0)
-    num_key_value_heads: int | None = Field(None, gt=0)
-    patch_size: int = Field(2, gt=0)
+    hidden_size: int | None = Field(default=None, gt=0)
+    intermediate_size: int | None = Field(default=None, gt=0)
+    num_attention_heads: int | None = Field(default=None, gt=0)
+    num_key_value_heads: int | None = Field(default=None, gt=0)
+    patch_size: int = Field(default=2, gt=0)
     time_conditioning: Literal["add", "adaln"] = "add"
-    boundary_tokens: bool = Field(True, description="learned [BOI] and [EOI] positions around each image")
+    boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
 
 
 class ObjectiveConfig(Settings):
     """L = ce_weight * CE + flow_weight * |velocity - target|^2 (X-Fusion section 3, loss)."""
 
-    ce_weight: float = Field(0.2, ge=0)
-    flow_weight: float = Field(1.0, ge=0)
+    ce_weight: float = Field(default=0.2, ge=0)
+    flow_weight: float = Field(default=1.0, ge=0)
     timestep_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
-    timestep_shift: float = Field(1.0, gt=0)
-    text_cond_dropout_prob: float = Field(0.1, ge=0, le=1)
+    timestep_shift: float = Field(default=1.0, gt=0)
+    text_cond_dropout_prob: float = Field(default=0.1, ge=0, le=1)
 
 
 class SourceConfig(Settings):
     """One source of samples: a JSONL file of canonical samples, and how many of it per round of the mixture."""
 
     path: str
-    weight: int = Field(1, gt=0)
-    views: int = Field(1, gt=0, description="denoising targets drawn per sample")
+    weight: int = Field(default=1, gt=0)
+    views: int = Field(default=1, gt=0, description="denoising targets drawn per sample")
 
 
 class DataConfig(Settings):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    max_length: int = Field(2048, gt=0)
-    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    max_length: int = Field(default=2048, gt=0)
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
 
 
 class SampleConfig(Settings):
@@ -61,7 +62,7 @@ class SampleConfig(Settings):
 
     prompts: tuple[str, ...] = ()
     guidance_scale: float = 3.0
-    num_inference_steps: int = Field(30, gt=0)
+    num_inference_steps: int = Field(default=30, gt=0)
     sampler: Literal["euler", "heun"] = "euler"
     seed: int = 0
 
@@ -69,40 +70,44 @@ class SampleConfig(Settings):
 class TrainConfig(Settings):
     """Names follow Hugging Face's TrainingArguments."""
 
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    per_device_train_batch_size: int = Field(32, gt=0)
-    gradient_accumulation_steps: int = Field(1, gt=0)
-    max_steps: int = Field(1000, gt=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    per_device_train_batch_size: int = Field(default=32, gt=0)
+    gradient_accumulation_steps: int = Field(default=1, gt=0)
+    max_steps: int = Field(default=1000, gt=0)
     max_train_minutes: float | None = Field(
-        None, gt=0, description="end (and decay the learning rate) by the clock as well; resumed time counts on"
+        default=None, gt=0, description="end (and decay the learning rate) by the clock as well; resumed time counts on"
     )
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
-    logging_steps: int = Field(10, gt=0)
-    save_every: int = Field(500, gt=0)
-    save_total_limit: int = Field(2, gt=0)
-    sample_every: int | None = Field(None, gt=0)
-    resume_from_checkpoint: str | None = Field(None, description="latest, or a checkpoint folder")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
+    logging_steps: int = Field(default=10, gt=0)
+    save_every: int = Field(default=500, gt=0)
+    save_total_limit: int = Field(default=2, gt=0)
+    sample_every: int | None = Field(default=None, gt=0)
+    resume_from_checkpoint: str | None = Field(default=None, description="latest, or a checkpoint folder")
     async_save: bool = True
     max_skipped_steps: int = Field(
-        0, ge=0, description="steps with a loss or gradient that is not finite that may be skipped before the run stops"
+        default=0,
+        ge=0,
+        description="steps with a loss or gradient that is not finite that may be skipped before the run stops",
     )
 
 
 class AutoencoderTrainingConfig(Settings):
     """The project's own autoencoder: pixels folded into channels, convolutions at latent resolution."""
 
-    fold: int = Field(8, gt=1)
-    channels: int = Field(96, gt=0)
-    latent_channels: int = Field(16, gt=0)
-    num_decoder_blocks: int = Field(3, ge=0)
-    latent_noise: float = Field(0.3, ge=0, description="largest standard deviation of the noise that the decoder forgives")
+    fold: int = Field(default=8, gt=1)
+    channels: int = Field(default=96, gt=0)
+    latent_channels: int = Field(default=16, gt=0)
+    num_decoder_blocks: int = Field(default=3, ge=0)
+    latent_noise: float = Field(
+        default=0.3, ge=0, description="largest standard deviation of the noise that the decoder forgives"
+    )
 
 
 class Recipe(Settings):
@@ -117,8 +122,8 @@ class Recipe(Settings):
     template: Literal["auto", "chatml", "plain"] = "auto"
     autoencoder: str = "emoji-tiny"
     autoencoder_training: AutoencoderTrainingConfig = AutoencoderTrainingConfig()
-    image_size: int = Field(64, gt=0)
-    morph_dtype: Literal["float32", "bfloat16"] = Field("float32", description="how a morph is stored")
+    image_size: int = Field(default=64, gt=0)
+    morph_dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="how a morph is stored")
     cache_dir: str | None = None
     vision_tower: VisionTowerConfig = VisionTowerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

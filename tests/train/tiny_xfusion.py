@@ -21,7 +21,7 @@ class AveragedPixels:
 
     latent_channels, downsampling, hash, name = 3, 8, "0" * 64, "averaged pixels"
 
-    def to(self, device: object) -> "AveragedPixels":
+    def to(self, device: object) -> AveragedPixels:
         return self
 
     def encode(self, images: Tensor) -> Tensor:

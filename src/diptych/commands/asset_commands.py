@@ -41,7 +41,7 @@ def fetch(
     """Fetch assets into the cache unless they are there; prints where each lies, its licence and origin."""
     from diptych.backbones.assets import fetch_asset, find_asset
 
-    wanted = list(dict.fromkeys([*(names or []), *(DEFAULT_ASSETS if default else ())]))
+    wanted: list[str] = list(dict.fromkeys((*(names or ()), *(DEFAULT_ASSETS if default else ()))))
     if not wanted:
         raise ValueError("name at least one asset of `diptych assets list`, or say --default for those of the demo")
     for asset in [find_asset(name) for name in wanted]:

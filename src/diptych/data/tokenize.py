@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Many
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from typing import Any
 
 from torch import Tensor
@@ -63,7 +64,9 @@ def build_sequence(
             spans.append(region)
     spans = _trim(spans)
     spans = _add_clean_copies(spans)
-    supervised = any(isinstance(s, ImageSpan) and s.is_target or isinstance(s, TextSpan) and any(s.loss) for s in spans)
+    supervised = any(
+        (isinstance(s, ImageSpan) and s.is_target) or (isinstance(s, TextSpan) and any(s.loss)) for s in spans
+    )
     if not supervised:
         raise ValueError("nothing in this sample is supervised: it has no assistant turn with text or an image")
     sequence = Sequence(tuple(spans), draw=draw)
@@ -81,7 +84,7 @@ def build_prompt(
     num_image_tokens: int,
     then: ImageSpan | None = None,
 ) -> Sequence:
-    """A conversation up to the assistant's next word (`then` None) or its next image (`then`): every image is context."""
+    """A conversation up to the assistant's next word (`then` None) or next image (`then`): every image is context."""
     spans: list[TextSpan | ImageSpan] = []
     for region in _render(messages, tokenizer, template, generation_prompt=True):
         if isinstance(region, tuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 def sample_euler(velocity: Velocity, noise: Tensor, *, num_steps: int, shift: float = 1.0) -> Tensor:
     """First order: one evaluation a step."""
     x, times = noise, time_grid(num_steps, shift=shift).tolist()
-    for now, then in zip(times, times[1:], strict=False):
+    for now, then in pairwise(times):
         x = x + (then - now) * velocity(x, _at(now, x))
     return x
 
@@ -29,7 +30,7 @@ def sample_euler(velocity: Velocity, noise: Tensor, *, num_steps: int, shift: fl
 def sample_heun(velocity: Velocity, noise: Tensor, *, num_steps: int, shift: float = 1.0) -> Tensor:
     """Second order: two evaluations a step, one in the last."""
     x, times = noise, time_grid(num_steps, shift=shift).tolist()
-    for now, then in zip(times, times[1:], strict=False):
+    for now, then in pairwise(times):
         slope = velocity(x, _at(now, x))
         guess = x + (then - now) * slope
         if then > 0:

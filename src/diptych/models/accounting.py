@@ -91,9 +91,8 @@ class RunAccount:
         assumed = f" (assumed: {self.assumed})" if self.assumed else ""
         lines.append(f"FLOPs of one step of {self.samples_per_step} samples{assumed}")
         lines.append(_row("", "forward", "backward", "forward + backward, of each token"))
-        lines += [
-            _row(part.name, *map(_si, (part.flops.forward, part.flops.backward)), part.each) for part in self.parts
-        ]
+        for part in self.parts:
+            lines.append(_row(part.name, _si(part.flops.forward), _si(part.flops.backward), part.each))
         lines.append(_row("all", _si(step.forward), _si(step.backward)))
         if self.once.total:
             lines.append(_row("frozen text, once and then cached", _si(self.once.forward), "0"))
@@ -132,7 +131,7 @@ def measure_matmul_rate(dtype: torch.dtype, *, seconds: float = 1.0) -> float:
     best, end = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        a @ b
+        torch.matmul(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)

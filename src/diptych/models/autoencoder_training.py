@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny  # pyright: ignore[reportPrivateImportUsage]
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -148,7 +148,7 @@ class AutoencoderTraining(nn.Module):
 
 def build_autoencoder(*, fold: int, channels: int, latent_channels: int, num_decoder_blocks: int) -> Any:
     """One encoder block and a few decoder blocks, all at latent resolution: `fold` is the whole downsampling."""
-    network = AutoencoderTiny(
+    network: Any = AutoencoderTiny(
         in_channels=3 * fold**2,
         out_channels=3 * fold**2,
         encoder_block_out_channels=(channels,),
@@ -161,7 +161,7 @@ def build_autoencoder(*, fold: int, channels: int, latent_channels: int, num_dec
 
 
 def reconstruction_psnr(autoencoder: Autoencoder, images: Tensor, *, noise: float = 0.0) -> float:
-    """Mean peak signal-to-noise ratio in dB of [N, 3, H, W] in -1..1; `noise`: standard deviation added to the latents."""
+    """Mean PSNR in dB of images [N, 3, H, W] in -1..1; `noise`: standard deviation added to the latents."""
     generator = torch.Generator().manual_seed(0)
     values = []
     for chunk in images.split(64):

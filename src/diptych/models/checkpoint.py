@@ -101,7 +101,8 @@ def find_morph(path: str | Path) -> Path:
         return folder
     if folder.exists():
         raise ValueError(
-            f"{folder} is not a morph: it has no {CONFIG}; give a folder written by diptych train, such as runs/demo/morph"
+            f"{folder} is not a morph: it has no {CONFIG}; give a folder written by diptych train, "
+            "such as runs/demo/morph"
         )
     for root in carried_roots():
         if (root / str(path) / CONFIG).is_file():
@@ -118,7 +119,8 @@ def find_morph(path: str | Path) -> Path:
             ) from error
     carried = sorted(p.parent.name for root in carried_roots() for p in root.glob(f"*/{CONFIG}"))
     raise ValueError(
-        f"there is no morph at {path}; give a folder written by diptych train, a Hub id, or one of: {', '.join(carried) or 'none carried'}"
+        f"there is no morph at {path}; give a folder written by diptych train, a Hub id, or one of: "
+        f"{', '.join(carried) or 'none carried'}"
     )
 
 

@@ -50,17 +50,17 @@ def decode_text(
 ) -> list[str]:
     """Continues prompts until an end token or `max_new_tokens`; special tokens are left out of the text."""
     stops = _stop_ids(model, tokenizer)
-    texts: dict[int, str] = {}
+    continued: dict[int, list[int]] = {}
     with_images = [i for i, prompt in enumerate(prompts) if prompt.images]
     if with_images:
         ids = _decode_routed(
             model, [prompts[i] for i in with_images], stops, max_new_tokens, do_sample, temperature, top_p
         )
-        texts |= dict(zip(with_images, ids, strict=True))
+        continued |= dict(zip(with_images, ids, strict=True))
     for i, prompt in enumerate(prompts):
         if not prompt.images:
-            texts[i] = _decode_plain(model, prompt, stops, max_new_tokens, do_sample, temperature, top_p)
-    return [tokenizer.decode(texts[i], skip_special_tokens=True).strip() for i in range(len(prompts))]
+            continued[i] = _decode_plain(model, prompt, stops, max_new_tokens, do_sample, temperature, top_p)
+    return [tokenizer.decode(continued[i], skip_special_tokens=True).strip() for i in range(len(prompts))]
 
 
 def _decode_plain(
@@ -133,7 +133,9 @@ def _prefill(model: XFusion, prompts: list[Sequence]) -> tuple[Tensor, list[Laye
     plan = build_plan(packed, window=model.text_tower.window).to(device)
     batch = packed.to(device)
     prefilled = model.prefill(batch, plan, keep_text=True)
-    assert prefilled.live is not None and plan.live_groups is not None and plan.live_text_groups is not None
+    assert prefilled.live is not None
+    assert plan.live_groups is not None
+    assert plan.live_text_groups is not None
     last = plan.supervised
     assert last.numel() == len(prompts), "each prompt has exactly one last token"
 

@@ -105,7 +105,7 @@ def frozen_text_flops(model: XFusion, batch: Batch, plan: RoutingPlan) -> Flops:
 
 def _vision_blocks(model: XFusion, batch: Batch, plan: RoutingPlan) -> Flops:
     """Image tokens through the blocks: context images (their last block only gives keys and values), then targets."""
-    vision = model.vision_tower
+    vision: Any = model.vision_tower
     num_targets = int(batch.image_is_target.sum())
     num_contexts = batch.num_images - num_targets
     total = Flops()
@@ -129,7 +129,7 @@ def _vision_blocks(model: XFusion, batch: Batch, plan: RoutingPlan) -> Flops:
 
 def _text_read_by_vision(model: XFusion, plan: RoutingPlan) -> Flops:
     """Each block's own keys and values of text: prefix text, and live text that a later image reads."""
-    vision = model.vision_tower
+    vision: Any = model.vision_tower
     tokens = plan.prefix.numel() + plan.live_read.numel()
     total = Flops()
     for index, block in enumerate(vision.blocks):
@@ -144,7 +144,7 @@ def _text_read_by_vision(model: XFusion, plan: RoutingPlan) -> Flops:
 
 
 def _embedder_and_head(model: XFusion, batch: Batch) -> Flops:
-    vision = model.vision_tower
+    vision: Any = model.vision_tower
     embedder, head = vision.embedder, vision.head
     num_targets = int(batch.image_is_target.sum())
     total = linear_flops(batch.num_images * embedder.num_patches, embedder.linear.weight.numel(), input_gradient=False)
@@ -177,7 +177,8 @@ def _live_text(model: XFusion, plan: RoutingPlan) -> Flops:
 
 def _read_by_live_text(model: XFusion, plan: RoutingPlan) -> Flops:
     """Keys and values that live text reads: of the cached prefix, and of image states mapped to the text's width."""
-    text, vision = model.text_tower, model.vision_tower
+    text = model.text_tower
+    vision: Any = model.vision_tower
     total = Flops()
     if not plan.live.numel():
         return total

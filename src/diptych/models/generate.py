@@ -23,7 +23,7 @@ from diptych.sequence import ImageSpan, pack
 
 Part = str | Image.Image
 Conversation = Sequence[Mapping[str, Any]]
-"""Messages {"role", "content"}; content is text, or a list of text and images (PIL, a path, or OpenAI content parts)."""
+"""Messages {"role", "content"}; content is text, or a list of text and images (PIL, a path, OpenAI content parts)."""
 
 
 class Morph:
@@ -146,7 +146,7 @@ class Morph:
         negative_prompt: str,
         seed: int,
     ) -> list[Image.Image]:
-        """Samples one image per job. Conditional and unconditional prompts share one batch; clean states are computed once."""
+        """Samples one image per job. Conditional and unconditional prompts share a batch; clean states come once."""
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; choose one of: {', '.join(SAMPLERS)}")
         tower = self.model.vision_tower
@@ -169,7 +169,8 @@ class Morph:
             if not guided:
                 return self.model.denoise(x, t, batch, plan, key_values)
             both = self.model.denoise(torch.cat((x, x)), torch.cat((t, t)), batch, plan, key_values)
-            return guide(*both.chunk(2), scale)
+            conditional, unconditional = both.chunk(2)
+            return guide(conditional, unconditional, scale)
 
         noise = torch.stack(
             [torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + k)) for _, k in jobs]

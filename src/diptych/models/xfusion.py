@@ -1,4 +1,4 @@
-"""X-Fusion (arXiv 2504.20996): a frozen text tower and a trained vision tower, each image token in one, each text token in the other.
+"""X-Fusion (arXiv 2504.20996): a frozen text tower for text tokens, a trained vision tower for image tokens.
 
 The forward pass has two stages. `prefill` runs everything clean: text states, clean images, the keys and values
 that later tokens read. `denoise` runs the noised images upon it. Training does each once; sampling does the first
@@ -21,7 +21,7 @@ from diptych.sequence import Batch
 
 @dataclass(frozen=True)
 class Prefilled:
-    """What the clean part of a batch leaves behind: each block's keys and values, and live text after the last layer [Nl, D].
+    """What the clean part leaves behind: each block's keys and values, and live text after the last layer [Nl, D].
 
     text_key_values: for each layer from the first vision block's on, the keys and values of (live_prefix, live,
     context image) as the text tower reads them; kept only on request, for decoding.
@@ -109,7 +109,7 @@ class XFusion(nn.Module):
     def forward(
         self, batch: Batch, plan: RoutingPlan, noised: Tensor, t: Tensor, frozen: FrozenText | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Velocity of the target images [It, C, h, w] and logits at supervised tokens [.., vocabulary]; None where absent."""
+        """Velocity of target images [It, C, h, w], logits at supervised tokens [.., vocabulary]; None where absent."""
         prefilled = self.prefill(batch, plan, frozen)
         velocity = logits = None
         if plan.target.numel():

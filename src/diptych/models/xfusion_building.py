@@ -25,7 +25,7 @@ def build_xfusion(
     """Builds the model around a frozen language model. Widths that the recipe leaves out are the language model's.
 
     cache_dir: where frozen text states are kept; None: computed anew for every batch.
-    Raises ValueError for a family that cannot be routed, for layers that do not exist, and for sizes that do not divide.
+    Raises ValueError for a family that cannot be routed, layers that do not exist, and sizes that do not divide.
     """
     text_tower = TextTower(language_model)
     config, tower = language_model.config, recipe.vision_tower

@@ -116,7 +116,8 @@ class XFusionTraining(nn.Module):
             return None
         conversations: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         answers = self.morph.generate_batch(conversations, generation_mode="image", seed=seed)
-        return draw_image_grid([answer[0] for answer in answers], list(prompts), columns=min(8, len(prompts)))
+        pictures: list[Any] = [answer[0] for answer in answers]
+        return draw_image_grid(pictures, list(prompts), columns=min(8, len(prompts)))
 
     def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
         save_morph(folder, self.morph, weights=weights)

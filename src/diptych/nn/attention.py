@@ -14,7 +14,7 @@ class Groups:
     """Which queries meet which keys. A group is one image, or the text of one sample that follows an image.
 
     queries [G, Q] and keys [G, K]: rows of the packed query and key lists (0 where padded); rows [Nq]: where
-    query row i lies in the flattened [G * Q]; mask: None (all visible), [G, 1, K] or [G, Q, K] bool, True where visible.
+    query row i lies in the flattened [G * Q]; mask: None (all visible), [G, 1, K] or [G, Q, K] bool, True if visible.
     """
 
     queries: Tensor

@@ -24,7 +24,7 @@ def unpatchify(tokens: Tensor, *, channels: int, size: int, patch_size: int) -> 
 
 
 class ImageEmbedder(nn.Module):
-    """Linear patchify (X-Fusion section 3, tokens), a learned position per patch, learned [BOI] and [EOI] around them."""
+    """Linear patchify (X-Fusion section 3, tokens), a learned position per patch, learned [BOI] and [EOI] around."""
 
     def __init__(
         self, *, latent_channels: int, latent_size: int, patch_size: int, width: int, boundary_tokens: bool
@@ -57,6 +57,8 @@ class ImageEmbedder(nn.Module):
 class TimeEmbedding(nn.Module):
     """Sinusoids of t in 0..1 and a two-layer MLP: [I] -> [I, d]."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int, num_frequencies: int = 128) -> None:
         super().__init__()
         frequencies = torch.exp(-math.log(10_000) * torch.arange(num_frequencies) / num_frequencies) * 1000
@@ -66,7 +68,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         angles = t[:, None].float() * self.frequencies.float()
         waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 def modulate(

@@ -55,7 +55,7 @@ def _rotate(x: Tensor, rope: Rope) -> Tensor:
     return x * cos + turned * sin
 
 
-def _heads(attention: Any, x: Tensor, norm: nn.Module | None) -> Tensor:
+def _heads(attention: Any, x: Tensor, norm: Any) -> Tensor:
     """[N, heads * head_dim] -> [N, heads, head_dim], with the family's query / key norm where it has one."""
     if norm is None:
         return x.view(x.shape[0], -1, attention.head_dim)

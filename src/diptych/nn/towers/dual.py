@@ -115,7 +115,8 @@ class VisionBlock(nn.Module):
         key_value = (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])) if parts else None
         if image is None or x is None or groups is None:
             return image, key_value, for_text
-        assert key_value is not None and image_rope is not None
+        assert key_value is not None
+        assert image_rope is not None
         attended = attend(project_query(layer, x, image_rope), *key_value, groups, scaling=layer.self_attn.scaling)
         out = attention_output(layer, attended)
         image = image + (out if gates is None else modulate(out, gate=gates[2]))
