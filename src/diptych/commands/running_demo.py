@@ -9,6 +9,10 @@ import typer
 
 
 def demo(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe to change, such as seed=1."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run, its report and its morph.")] = Path("runs/demo"),
     method: Annotated[str, typer.Option(help="Which method to train: xfusion.")] = "xfusion",
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Training time; left out: the recipe's.")] = None,
@@ -19,4 +23,4 @@ def demo(
         raise ValueError(f"there is no method {method!r}; the demo knows: xfusion")
     from diptych.studies.demo import run_demo
 
-    raise typer.Exit(run_demo(out, minutes=minutes, num_concepts=num_concepts))
+    raise typer.Exit(run_demo(out, minutes=minutes, num_concepts=num_concepts, overrides=overrides or []))

@@ -1,44 +1,116 @@
-"""Line charts as inline SVG: no script, no file beside the page."""
+"""Line charts as inline SVG: no library, no script, colours from the page's style sheet."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
-COLOURS = ("#3b6fd4", "#d4663b", "#3a9a63", "#8d5bc9")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 240, 56, 34, 16, 12
+WIDTH, HEIGHT = 520, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 40
 
 
-def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str) -> str:
-    """An SVG of named lines of (x, y) points; lines without points are left out."""
-    lines = {name: points for name, points in series.items() if points}
-    if not lines:
-        return "<p>nothing was logged</p>"
-    xs = [x for points in lines.values() for x, _ in points]
-    ys = [y for points in lines.values() for _, y in points]
-    low_x, high_x, low_y, high_y = min(xs), max(xs), min(0.0, min(ys)), max(ys)
-    span_x, span_y = (high_x - low_x) or 1.0, (high_y - low_y) or 1.0
+@dataclass(frozen=True)
+class Line:
+    """Points (x, y) in the order of x. `is_faint`: behind the others, thin (raw values behind a smoothed line)."""
 
-    def place(x: float, y: float) -> str:
-        across = LEFT + (x - low_x) / span_x * (WIDTH - LEFT - RIGHT)
-        down = HEIGHT - BOTTOM - (y - low_y) / span_y * (HEIGHT - BOTTOM - TOP)
-        return f"{across:.1f},{down:.1f}"
+    name: str
+    points: Sequence[tuple[float, float]]
+    is_faint: bool = False
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)} over {escape(x_label)}">']
-    for step in range(5):
-        y = low_y + span_y * step / 4
-        _, down = place(low_x, y).split(",")
-        parts.append(f'<line x1="{LEFT}" y1="{down}" x2="{WIDTH - RIGHT}" y2="{down}" class="rule"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{down}" text-anchor="end" dominant-baseline="middle">{y:.3g}</text>')
-        x = low_x + span_x * step / 4
-        across, _ = place(x, low_y).split(",")
-        parts.append(f'<text x="{across}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x:.3g}</text>')
-    parts.append(f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
-    for number, (name, points) in enumerate(lines.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        path = " ".join(place(x, y) for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        key = LEFT + 12 + 130 * number
-        parts.append(f'<rect x="{key}" y="{TOP - 10}" width="12" height="4" fill="{colour}"/>')
-        parts.append(f'<text x="{key + 18}" y="{TOP - 4}">{escape(name)}</text>')
+
+def smooth(points: Sequence[tuple[float, float]], *, window: int) -> list[tuple[float, float]]:
+    """Each value as the mean over `window` values around it (fewer at the ends)."""
+    half = window // 2
+    values = [y for _, y in points]
+    smoothed = []
+    for index, (x, _) in enumerate(points):
+        around = values[max(0, index - half) : index + half + 1]
+        smoothed.append((x, sum(around) / len(around)))
+    return smoothed
+
+
+def draw_chart(lines: Sequence[Line], *, title: str, x_label: str, y_label: str, is_log: bool = False) -> str:
+    """An <svg> element with axes, ticks and one path per line. `is_log`: y on a logarithmic scale (values above 0).
+
+    Values that are not finite (or not above 0, with `is_log`) are left out; a chart without points says so.
+    """
+    kept = [Line(line.name, [p for p in line.points if _can_show(p, is_log)], line.is_faint) for line in lines]
+    points = [point for line in kept for point in line.points]
+    head = (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
+        f"<title>{escape(title)}</title>"
+    )
+    if not points:
+        return f'{head}<text class="label" x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no points</text></svg>'
+    scale_y = math.log10 if is_log else float
+    x_low, x_high = _widen(min(x for x, _ in points), max(x for x, _ in points))
+    y_values = [scale_y(y) for _, y in points]
+    y_low, y_high = _widen(min(y_values), max(y_values))
+    y_ticks = _log_ticks(y_low, y_high) if is_log else _ticks(y_low, y_high)
+    if is_log and len(y_ticks) >= 2:
+        y_low, y_high = min(y_low, y_ticks[0]), max(y_high, y_ticks[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            _LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT),
+            HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - _TOP - _BOTTOM),
+        )
+
+    parts = [head]
+    for y in y_ticks:
+        _, at = place(x_low, y)
+        label = _label(10**y if is_log else y)
+        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text class="label" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{label}</text>')
+    for x in _ticks(x_low, x_high):
+        at, _ = place(x, y_low)
+        parts.append(
+            f'<text class="label" x="{at:.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_label(x)}</text>'
+        )
+    for line in sorted(kept, key=lambda line: not line.is_faint):
+        path = " ".join("{:.1f},{:.1f}".format(*place(x, scale_y(y))) for x, y in line.points)
+        kind = "faint" if line.is_faint else "line"
+        parts.append(f'<polyline class="{kind}" points="{path}"><title>{escape(line.name)}</title></polyline>')
+    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    at = f"{HEIGHT / 2 - 14:.0f}"
+    turned = f'x="12" y="{at}" text-anchor="middle" transform="rotate(-90 12 {at})"'
+    parts.append(f'<text class="label" {turned}>{escape(y_label)}</text>')
     return "".join([*parts, "</svg>"])
+
+
+def _can_show(point: tuple[float, float], is_log: bool) -> bool:
+    return all(map(math.isfinite, point)) and (not is_log or point[1] > 0)
+
+
+def _widen(low: float, high: float) -> tuple[float, float]:
+    """A range that ticks can divide, also around values that are all the same."""
+    size = max(abs(low), abs(high))
+    if high - low > max(1e-9 * size, 1e-12):
+        return low, high
+    return low - max(0.5, 0.01 * size), high + max(0.5, 0.01 * size)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to nine round values within low..high."""
+    rough = (high - low) / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Logarithms of powers of ten around low..high, or of round values where the range is narrow."""
+    powers = list(range(math.floor(low), math.ceil(high) + 1))
+    if high - low >= 2:
+        return [float(power) for power in powers]
+    values = [math.log10(factor * 10.0**power) for power in powers for factor in (1, 2, 5)]
+    inside = [value for value in values if low - 1e-9 <= value <= high + 1e-9]
+    return inside if len(inside) >= 2 else [low, high]
+
+
+def _label(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,22 +46,33 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class LanguageCheck:
-    """`max_abs_diff` of all logits over `num_prompts` prompts; `same_weights`: every weight of the LLM is bit for bit the base's."""
+    """`max_abs_diff` of all `num_logits` logits over `num_prompts` prompts; `same_weights`: every weight of the LLM is
+    bit for bit the base's."""
 
     max_abs_diff: float
     num_prompts: int
+    num_logits: int
     same_weights: bool
 
 
 @torch.no_grad()
 def check_language(morph: Any, base: Any) -> LanguageCheck:
-    """Compares a morph with `base`, a fresh load of its LLM (with `.model` and `.tokenizer`)."""
-    largest = 0.0
+    """Compares a morph with `base`, a fresh load of its LLM (with `.model` and `.tokenizer`).
+
+    To learn what training did, hand it the morph with the very instance of the LLM that stood beside it in training.
+    Raises ValueError if `base` is that instance, or logits are not finite: NaN differs from nothing.
+    """
+    if morph.language_model is base.model:
+        raise ValueError("the base language model is the morph's own instance; load it afresh")
+    base.model.to(morph.device)
+    largest, num_logits = 0.0, 0
     for prompt in PROMPTS:
         ids = base.tokenizer(prompt, return_tensors="pt")["input_ids"]
-        difference = morph.text_logits(ids).float().cpu() - base.model(input_ids=ids).logits.float().cpu()
-        largest = max(largest, float(difference.abs().max()))
-    mine = morph.language_model.state_dict()
-    fresh = base.model.state_dict()
-    same = mine.keys() == fresh.keys() and all(torch.equal(mine[name].cpu(), fresh[name].cpu()) for name in fresh)
-    return LanguageCheck(largest, len(PROMPTS), same)
+        mine = morph.text_logits(ids)
+        difference = float((mine.double() - base.model(input_ids=ids.to(morph.device)).logits.double()).abs().max())
+        if not math.isfinite(difference):
+            raise ValueError(f"logits of {prompt!r} are not finite; the language model's weights are damaged")
+        largest, num_logits = max(largest, difference), num_logits + mine.numel()
+    own, fresh = morph.language_model.state_dict(), base.model.state_dict()
+    same = own.keys() == fresh.keys() and all(torch.equal(own[name], fresh[name]) for name in fresh)
+    return LanguageCheck(largest, len(PROMPTS), num_logits, same)

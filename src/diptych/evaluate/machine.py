@@ -35,7 +35,10 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    folder = Path(diptych.__file__).parent
+    """Of the checkout that this code runs from; an installed package in some other checkout is none of it."""
+    folder = Path(diptych.__file__).resolve().parent
+    if not (folder.parent.parent / ".git").exists():
+        return "installed"
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"],

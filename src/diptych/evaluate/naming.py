@@ -26,16 +26,19 @@ def ask_about_images(
     max_new_tokens: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """The greedy answer to `question` about each image; `question` is the text behind the image."""
+    """The greedy answer to `question` about each image, asked as the emoji set asks: the question, then the image."""
     answers: list[str] = []
     for start in range(0, len(images), batch_size):
-        chunk = [[{"role": "user", "content": [image, question]}] for image in images[start : start + batch_size]]
+        chunk = [
+            [{"role": "user", "content": [f"{question}\n", image]}] for image in images[start : start + batch_size]
+        ]
         parts = morph.generate_batch(chunk, generation_mode="text", max_new_tokens=max_new_tokens)
-        answers += [answer[0] for answer in parts]
+        answers += ["".join(part for part in answer if isinstance(part, str)) for answer in parts]
         if progress is not None:
             progress(len(answers), len(images))
     return answers
 
 
 def is_named(answer: str, name: str) -> bool:
-    return normalise_answer(answer) == normalise_answer(name)
+    """Whether the answer is exactly the name. An answer of nothing is wrong, whatever the name."""
+    return bool(normalise_answer(answer)) and normalise_answer(answer) == normalise_answer(name)

@@ -1,60 +1,53 @@
-"""One self-contained page about a run: scores, pictures, answers, curves. Opens offline, needs no script."""
+"""One self-contained page about a run: scores, images, answers, curves. Opens without a network, needs no script."""
 
 from __future__ import annotations
 
-import base64
-import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 from PIL import Image
 
-from diptych.evaluate.charts import line_chart
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2330; --soft: #667; --paper: #fff; --rule: #dde; --good: #23804d; --bad: #b3402a }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7e9f0; --soft: #9aa; --paper: #14171f; --rule: #333a48;
-  --good: #5cc48b; --bad: #ef8570 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1080px;
-  margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.7rem; margin-bottom: 0 } h2 { font-size: 1.15rem; margin-top: 2.4rem }
-p.lead, .note { color: var(--soft) }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--rule) }
-td.number { font-variant-numeric: tabular-nums }
-.good { color: var(--good) } .bad { color: var(--bad) }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(156px, 1fr)); gap: .8rem }
-figure { margin: 0; border: 1px solid var(--rule); border-radius: 8px; padding: .5rem; background: #fff; color: #1d2330 }
-figure .pair { display: flex; gap: 4px } figure .pair img { width: 50% } figure img { width: 100%; image-rendering: auto }
-figcaption { font-size: .78rem; line-height: 1.3; margin-top: .3rem }
-svg { width: 100%; max-width: 640px; height: auto } svg text { font-size: 11px; fill: var(--soft) } svg .rule { stroke: var(--rule) }
-.wide img { max-width: 100%; background: #fff }
-"""
+from diptych.evaluate.charts import Line, draw_chart, smooth
+from diptych.evaluate.language_check import LanguageCheck
+from diptych.evaluate.report_page import (
+    badge,
+    cards,
+    definition_list,
+    details,
+    image_tag,
+    page,
+    paragraph,
+    section,
+    table,
+    text,
+)
+from diptych.evaluate.scores import Score
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One line of the table of scores. `goal`: None where none was set; `met`: None where it cannot be said."""
+    """One line of the table of scores. `goal`: the share to reach, None where none was set."""
 
     name: str
-    value: str
-    detail: str
-    goal: str = ""
-    met: bool | None = None
+    score: Score
+    goal: float | None = None
+    is_headline: bool = False
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A prompt, what was drawn, the real picture, and whether it was retrieved first."""
+    """A prompt, what was drawn, the real image, and the place (0 is first) of the right concept among the real ones."""
 
     prompt: str
     drawn: Image.Image
     real: Image.Image
-    is_right: bool
+    rank: int
 
 
 @dataclass(frozen=True)
 class Answer:
-    question: str
+    """What was told about an image, and the truth."""
+
     image: Image.Image
     answer: str
     truth: str
@@ -62,83 +55,156 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything on the page, in the order in which it is shown."""
+class Curve:
+    """A value over minutes of training. `is_log`: drawn on a logarithmic scale."""
 
     title: str
-    lead: str
-    scores: list[ScoreRow]
-    drawings: list[Drawing]
-    held_out_drawings: list[Drawing]
-    answers: list[Answer]
-    held_out_answers: list[Answer]
-    losses: dict[str, list[tuple[float, float]]]
-    speed: dict[str, list[tuple[float, float]]]
-    grids: list[tuple[str, Image.Image]] = field(default_factory=list)
-    facts: dict[str, str] = field(default_factory=dict)
+    y_label: str
+    points: Sequence[tuple[float, float]]
+    is_log: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page, in the order in which it is shown. `protocol`: how the scores were measured."""
+
+    title: str
+    summary: str
+    scores: Sequence[ScoreRow]
+    language: LanguageCheck
+    protocol: str
+    question: str
+    drawings: Sequence[Drawing]
+    held_out_drawings: Sequence[Drawing]
+    answers: Sequence[Answer]
+    held_out_answers: Sequence[Answer]
+    curves: Sequence[Curve]
+    grids: Sequence[tuple[str, Image.Image]] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
     settings: str = ""
+    licences: Sequence[str] = ()
 
 
 def render_report(report: Report) -> str:
-    """The page as HTML; pictures are inside it."""
-    body = [
-        f"<h1>{escape(report.title)}</h1><p class=lead>{escape(report.lead)}</p>",
-        "<h2>Scores</h2>" + _scores(report.scores),
-        "<h2>Drawn from a prompt (left) beside the real picture (right)</h2>" + _drawings(report.drawings),
-        "<h2>Combinations of concept and style never trained on</h2>" + _drawings(report.held_out_drawings),
-        "<h2>Asked about a picture</h2>" + _answers(report.answers),
-        "<h2>Asked about pictures of combinations never trained on</h2>" + _answers(report.held_out_answers),
-        "<h2>Loss</h2>" + line_chart(dict(report.losses), x_label="minutes", y_label="loss"),
-        "<h2>Speed</h2>" + line_chart(dict(report.speed), x_label="minutes", y_label="samples a second"),
-        "<h2>The same prompts during training</h2>" + _grids(report.grids),
-        "<h2>Run</h2>" + _facts(report.facts),
-        f"<details><summary>Recipe</summary><pre>{escape(report.settings)}</pre></details>",
+    """The page as HTML; images are inside it, and its content policy forbids fetching anything."""
+    held_out = paragraph(
+        "Training never showed these concepts in these styles; it showed each of them in the other style. What is "
+        "right here was composed, not remembered."
+    )
+    sections = [
+        section("Scores", _scores(report)),
+        section("Drawing: combinations of the training set", _drawings(report.drawings)),
+        section("Drawing: held-out combinations", held_out + _drawings(report.held_out_drawings)),
+        section("Reading: images of the training set", _answers(report.answers, report.question)),
+        section("Reading: held-out images", _answers(report.held_out_answers, report.question)),
+        section("The language model is untouched", _language(report.language)),
+        section("Training", _curves(report.curves)),
+        section("The same prompts as training went on", _grids(report.grids)),
+        section("Run", definition_list(report.facts) + details("Settings: the whole recipe", _code(report.settings))),
+        section("Images and words", "".join(map(paragraph, report.licences)) or paragraph("none")),
     ]
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(report.title)}</title>"
-    return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{''.join(body)}</body></html>"
+    return page(report.title, report.summary, "".join(sections))
 
 
-def embed_image(image: Image.Image) -> str:
-    """An <img> with the picture inside."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+def format_share(value: float) -> str:
+    return f"{100 * value:.1f}%"
 
 
-def _scores(rows: list[ScoreRow]) -> str:
-    lines = []
-    for row in rows:
-        mark = "" if row.met is None else f" class={'good' if row.met else 'bad'}"
-        lines.append(
-            f"<tr><td>{escape(row.name)}</td><td class=number><b{mark}>{escape(row.value)}</b></td>"
-            f"<td class=number>{escape(row.goal)}</td><td class=note>{escape(row.detail)}</td></tr>"
+def _scores(report: Report) -> str:
+    rows = []
+    for row in report.scores:
+        low, high = row.score.interval
+        goal = ""
+        if row.goal is not None:
+            reached = row.score.value >= row.goal
+            goal = f"{100 * row.goal:.0f}% {badge('reached' if reached else 'missed', reached)}"
+        rows.append(
+            [
+                f"<strong>{text(row.name)}</strong>" if row.is_headline else text(row.name),
+                f'<span class="score">{format_share(row.score.value)}</span>',
+                f"{format_share(low)} to {format_share(high)}",
+                f"{row.score.num:,}",
+                format_share(row.score.chance),
+                goal,
+            ]
         )
-    return f"<table><tr><th>what</th><th>reached</th><th>goal</th><th></th></tr>{''.join(lines)}</table>"
+    check = report.language
+    is_whole = check.max_abs_diff == 0 and check.same_weights
+    rows.append(
+        [
+            "<strong>Language: largest difference of text-only logits to the base LLM</strong>",
+            f'<span class="score">{check.max_abs_diff:g}</span>',
+            "",
+            f"{check.num_prompts}",
+            "",
+            f"0 {badge('reached' if is_whole else 'missed', is_whole)}",
+        ]
+    )
+    return table(["", "reached", "95% interval", "n", "chance", "goal"], rows) + paragraph(report.protocol)
 
 
-def _drawings(drawings: list[Drawing]) -> str:
-    figures = [
-        f"<figure><div class=pair>{embed_image(d.drawn)}{embed_image(d.real)}</div><figcaption>{escape(d.prompt)} "
-        f"<span class={'good' if d.is_right else 'bad'}>{'✓' if d.is_right else '✗'}</span></figcaption></figure>"
-        for d in drawings
+def _drawings(drawings: Sequence[Drawing]) -> str:
+    if not drawings:
+        return paragraph("There are none.")
+    shown = []
+    for drawing in drawings:
+        first = drawing.rank == 0
+        mark = badge("first" if first else f"place {drawing.rank + 1}", first)
+        real, drawn = image_tag(drawing.real, f"real: {drawing.prompt}"), image_tag(drawing.drawn, drawing.prompt)
+        shown.append(
+            f'<div class="pair"><span>{real}<small>real</small></span><span>{drawn}<small>drawn</small></span></div>'
+            f"<figcaption>{text(drawing.prompt)} {mark}</figcaption>"
+        )
+    first = sum(drawing.rank == 0 for drawing in drawings)
+    line = (
+        f"The real image, and beside it what was drawn from the prompt alone. {first} of the {len(drawings)} shown "
+        "find their own concept first among all real images of the style."
+    )
+    return paragraph(line) + cards(shown)
+
+
+def _answers(answers: Sequence[Answer], question: str) -> str:
+    if not answers:
+        return paragraph("There are none.")
+    shown = []
+    for answer in answers:
+        told = answer.answer.strip()[:80] or "(no answer)"
+        truth = "" if answer.is_right else f"<br><small>is: {text(answer.truth)}</small>"
+        mark = badge("right" if answer.is_right else "wrong", answer.is_right)
+        shown.append(f"{image_tag(answer.image, answer.truth)}<figcaption>{text(told)} {mark}{truth}</figcaption>")
+    right = sum(answer.is_right for answer in answers)
+    return paragraph(f"“{question}” {right} of the {len(answers)} answers shown are right.") + cards(shown, narrow=True)
+
+
+def _language(check: LanguageCheck) -> str:
+    told = (
+        f"{check.num_prompts} texts went through the morph and through a freshly loaded copy of its language model: of "
+        f"{check.num_logits:,} logits the largest absolute difference is {check.max_abs_diff:g}, and the weights are "
+        f"{'bit for bit the same' if check.same_weights else 'NOT the same'}."
+    )
+    return paragraph(told)
+
+
+def _curves(curves: Sequence[Curve]) -> str:
+    charts = []
+    for curve in curves:
+        lines = [
+            Line("as logged", curve.points, is_faint=True),
+            Line("smoothed", smooth(curve.points, window=max(1, len(curve.points) // 20))),
+        ]
+        labels = {"x_label": "minutes of training", "y_label": curve.y_label}
+        chart = draw_chart(lines, title=curve.title, is_log=curve.is_log, **labels)
+        charts.append(f"<figure><figcaption>{text(curve.title)}</figcaption>{chart}</figure>")
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else paragraph("Nothing was logged.")
+
+
+def _grids(grids: Sequence[tuple[str, Image.Image]]) -> str:
+    shown = [
+        f'<figure class="grid"><figcaption>{text(name)}</figcaption>{image_tag(grid, name)}</figure>'
+        for name, grid in grids
     ]
-    return f"<div class=grid>{''.join(figures)}</div>" if figures else "<p class=note>none</p>"
+    return "".join(shown) or paragraph("None were drawn.")
 
 
-def _answers(answers: list[Answer]) -> str:
-    figures = [
-        f"<figure>{embed_image(a.image)}<figcaption>{escape(a.question)}<br><b class={'good' if a.is_right else 'bad'}>"
-        f"{escape(a.answer) or '(nothing)'}</b>{'' if a.is_right else f'<br>is: {escape(a.truth)}'}</figcaption></figure>"
-        for a in answers
-    ]
-    return f"<div class=grid>{''.join(figures)}</div>" if figures else "<p class=note>none</p>"
-
-
-def _grids(grids: list[tuple[str, Image.Image]]) -> str:
-    pictures = [f"<p class=note>{escape(name)}</p><div class=wide>{embed_image(grid)}</div>" for name, grid in grids]
-    return "".join(pictures) or "<p class=note>none were drawn</p>"
-
-
-def _facts(facts: dict[str, str]) -> str:
-    lines = [f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts.items()]
-    return f"<table>{''.join(lines)}</table>"
+def _code(content: str) -> str:
+    return f"<pre>{text(content)}</pre>"

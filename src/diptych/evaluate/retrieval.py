@@ -19,8 +19,12 @@ class PooledEncoder(Protocol):
 
 
 def embed_images(encoder: PooledEncoder, images: Tensor, *, batch_size: int = 32) -> Tensor:
-    """Unit features [N, D] of images [N, 3, H, W] in -1..1."""
-    return normalize(torch.cat([encoder.pooled(chunk).float() for chunk in images.split(batch_size)]), dim=-1)
+    """Unit features [N, D] of images [N, 3, H, W] in -1..1, on the CPU. Raises ValueError if one is not finite: NaN is
+    nearer to nothing, and would be ranked first."""
+    features = torch.cat([encoder.pooled(chunk).float().cpu() for chunk in images.split(batch_size)])
+    if not bool(features.isfinite().all()):
+        raise ValueError("the image encoder's features are not finite; an image or the encoder's weights are damaged")
+    return normalize(features, dim=-1)
 
 
 def retrieval_ranks(drawn: Tensor, gallery: Tensor, targets: Sequence[int]) -> list[int]:

@@ -1,23 +1,36 @@
-"""The main job: real pictures, a frozen LLM that learns to draw and to name them, and a page that shows how well."""
+"""The main job: real images, a frozen LLM that learns to draw and to name them, and a page that shows how well."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 import diptych
 from diptych.backbones.assets import asset_path
+from diptych.backbones.language import LanguageModel
+from diptych.backbones.weight_hash import hash_folder
 from diptych.config import Recipe, load_recipe
 from diptych.data.builders.emoji import build_emoji
+from diptych.evaluate.machine import describe_machine
+from diptych.evaluate.report import format_share, render_report
 from diptych.models.checkpoint import load_morph
 from diptych.models.registry import build_method
-from diptych.studies.demo_evaluation import evaluate_demo
+from diptych.studies.demo_evaluation import Evaluation, collect_scores, evaluate_demo
+from diptych.studies.demo_report import build_report, score_rows
+from diptych.studies.stage_display import StageDisplay
+from diptych.train.durable import replace_file
+from diptych.train.log import read_log
 from diptych.train.loop import run_training
+from diptych.train.progress import format_seconds
 
-Progress = Callable[[str, int, int], None]
+ASSETS = ("openmoji", "fluent-emoji-3d", "emojibase-data")
+NUM_CONCEPTS = 200
+GO_ON = "the same command goes on from here"
 
 
 def run_demo(
@@ -26,86 +39,90 @@ def run_demo(
     minutes: float | None = None,
     num_concepts: int | None = None,
     overrides: Sequence[str] = (),
-    asset_folders: dict[str, Path] | None = None,
+    asset_folders: Mapping[str, Path] | None = None,
+    encoder: Any = None,
 ) -> int:
     """Builds the data, trains, evaluates, writes `out`/report.html and `out`/scores.json. Returns the exit code.
 
-    Whatever is there already is not done again: data, checkpoints (training resumes), a finished morph. Ctrl-C while
-    training keeps what was learnt and gives 130. `asset_folders`: in place of the fetched openmoji, fluent-emoji-3d and
-    emojibase-data packages.
+    Whatever is there already is not done again: data, checkpoints (training resumes), a morph that was trained to its
+    end with the same settings. Ctrl-C keeps what was learnt and gives 130. `overrides`: `key=value` of the recipe.
+    `asset_folders`: in place of the fetched packages of ASSETS. `encoder`: in place of EfficientNet-Lite0.
+    Raises ValueError for whatever the user can mend.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    out = Path(out)
+    display = StageDisplay(num_stages=3)
+    try:
+        return _run(out, display, minutes, num_concepts or NUM_CONCEPTS, overrides, asset_folders, encoder)
+    except KeyboardInterrupt:
+        display.say(f"stopped; what was done is kept in {out}, and {GO_ON}")
+        return 130
 
-    out, console = Path(out), Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
-    def with_bar(run: Callable[[Any], Any]) -> Any:
-        with Progress(*columns, console=console, transient=True) as bars:
-            tasks: dict[str, Any] = {}
-
-            def report(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=total)
-                bars.update(tasks[what], completed=done, total=total)
-
-            return run(report)
-
-    console.print("[bold]1/3[/bold] the pictures")
-    folders = asset_folders or {name: asset_path(name) for name in ("openmoji", "fluent-emoji-3d", "emojibase-data")}
-    built = with_bar(
-        lambda report: build_emoji(
+def _run(
+    out: Path,
+    display: StageDisplay,
+    minutes: float | None,
+    num_concepts: int,
+    overrides: Sequence[str],
+    asset_folders: Mapping[str, Path] | None,
+    encoder: Any,
+) -> int:
+    recipe = demo_recipe(out, minutes=minutes, overrides=overrides)
+    display.stage(f"images: {num_concepts} concepts in two styles")
+    folders = asset_folders or {name: asset_path(name) for name in ASSETS}
+    with display.progress() as progress:
+        built = build_emoji(
             out / "data",
             openmoji_folder=folders["openmoji"],
             fluent_folder=folders["fluent-emoji-3d"],
             emojibase_folder=folders["emojibase-data"],
-            num_concepts=num_concepts or 200,
-            progress=report,
+            num_concepts=num_concepts,
+            progress=progress,
         )
-    )
-    console.print(built.summary())
-    recipe = demo_recipe(out, minutes=minutes, overrides=overrides)
+    display.say(built.summary())
 
-    console.print("[bold]2/3[/bold] training (Ctrl-C keeps what was learnt; the same command goes on)")
-    finished = out / "training.json"
-    if finished.is_file():
-        console.print(f"already trained: {out / 'morph'}")
+    limit = recipe.train.max_train_minutes
+    display.stage(f"training: {f'{limit:g} minutes' if limit else f'{recipe.train.max_steps} steps'} at most")
+    language = None
+    if _is_trained(out, recipe):
+        display.say(f"already trained: {out / 'morph'}")
     else:
-        result = run_training(recipe, build_method(recipe))
-        if result.interrupted:
-            console.print(f"stopped after step {result.step}, saved; run the same command again to go on")
-            return result.exit_code
-        summary = {
-            "steps": result.step,
-            "train_seconds": result.train_seconds,
-            "samples_per_second": result.samples_per_second,
-            "loader_wait": result.loader_wait,
-        }
-        _write(finished, json.dumps(summary, indent=2) + "\n")
+        display.say(f"Ctrl-C keeps what was learnt; {GO_ON}")
+        exit_code, language = _train(out, recipe, display)
+        if exit_code:
+            return exit_code
 
-    console.print("[bold]3/3[/bold] evaluation: every trained combination is drawn and named")
-    training = json.loads(finished.read_text(encoding="utf-8"))
-    morph = load_morph(out / "morph")
-    scores, page = with_bar(lambda report: evaluate_demo(out, morph, recipe, training=training, progress=report))
-    _write(out / "scores.json", json.dumps(scores, indent=2) + "\n")
-    _write(out / "report.html", page)
-    print(_summary(scores))
+    display.stage("evaluation: every combination of concept and style is drawn and named")
+    training = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    morph = load_morph(out / "morph", language_model=language)
+    with display.progress() as progress:
+        evaluation = evaluate_demo(out / "data", morph, recipe, progress=progress, encoder=encoder)
+    hashes = {"morph": hash_folder(out / "morph"), **morph.frozen_hashes()}
+    scores = collect_scores(evaluation, recipe, training=training, hashes=hashes)
+    report = build_report(out, evaluation, recipe, scores, read_log(out / "log.jsonl"))
+    replace_file(out / "report.html", render_report(report).encode())
+    replace_file(out / "scores.json", (json.dumps(scores, indent=2, allow_nan=False) + "\n").encode())
+    _print_scores(display, evaluation, scores)
     print(f"report: {out / 'report.html'}")
     return 0
 
 
 def demo_recipe(out: Path, *, minutes: float | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """recipes/demo.yaml with the run's own folders; resumes where checkpoints lie."""
-    sources = [
-        {"path": str(out / "data" / "train_draw.jsonl"), "weight": 2},
-        {"path": str(out / "data" / "train_read.jsonl"), "weight": 1},
+    """recipes/demo.yaml with the run's own folders; resumes where checkpoints lie. Errors: see `load_recipe`."""
+    path = find_recipe("demo.yaml")
+    plain = load_recipe(path)
+    sources = [source.model_dump(mode="json") for source in plain.data.sources]
+    for source in sources:
+        if Path(source["path"]).is_relative_to(plain.output_dir):
+            source["path"] = str(out / Path(source["path"]).relative_to(plain.output_dir))
+    settings = [
+        f"output_dir={json.dumps(str(out))}",
+        f"data.sources={json.dumps(sources)}",
+        "train.resume_from_checkpoint=latest",
     ]
-    settings = [f"output_dir={json.dumps(str(out))}", f"data.sources={json.dumps(sources)}"]
     if minutes is not None:
         settings.append(f"train.max_train_minutes={minutes}")
-    if any((out / "checkpoints").glob("step-*")):
-        settings.append("train.resume_from_checkpoint=latest")
-    return load_recipe(find_recipe("demo.yaml"), [*settings, *overrides])
+    return load_recipe(path, [*settings, *overrides])
 
 
 def find_recipe(name: str) -> Path:
@@ -119,20 +136,49 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def _summary(scores: dict[str, Any]) -> str:
-    lines = [
-        f"drawn from its name, right concept first      {scores['retrieval_top1']:.1%} (chance {scores['chance']['retrieval_top1']:.1%})",
-        f"... among the first five                      {scores['retrieval_top5']:.1%}",
-        f"... in combinations never trained on, first   {scores['retrieval_held_out_top1']:.1%}",
-        f"named exactly                                 {scores['naming_exact']:.1%}",
-        f"... in combinations never trained on          {scores['naming_held_out']:.1%}",
-        f"text-only logits, difference to the base LLM  {scores['language_max_abs_diff']:g}",
-        f"trained for                                   {scores['train_seconds'] / 60:.1f} minutes",
-    ]
-    return "\n".join(lines)
+def _is_trained(out: Path, recipe: Recipe) -> bool:
+    """Whether training came to its end here, with what decides over it. With other settings it goes on."""
+    if not (out / "training.json").is_file() or not (out / "morph" / "config.json").is_file():
+        return False
+    try:
+        trained = dict(json.loads((out / "training.json").read_text(encoding="utf-8"))["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{out / 'training.json'} is damaged ({error}); delete it and run again") from error
+    asked = recipe.model_dump(mode="json")
+    return {**trained, "sample": None} == {**asked, "sample": None}
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _train(out: Path, recipe: Recipe, display: StageDisplay) -> tuple[int, LanguageModel | None]:
+    """Gives the exit code and the language model beside which was trained, so that it is this one that is checked."""
+    method: Any = build_method(recipe)
+    result = run_training(recipe, method)
+    if result.interrupted:
+        learnt = f"step {result.step}, {format_seconds(result.train_seconds)} of training"
+        display.say(f"stopped; what was learnt ({learnt}) is kept in {out}, and {GO_ON}")
+        return result.exit_code, None
+    rows = read_log(out / "log.jsonl")
+    training = {
+        "steps": result.step,
+        "train_seconds": result.train_seconds,
+        "samples_per_second": statistics.median([row["samples_per_second"] for row in rows] or [0.0]),
+        "loader_wait": statistics.median([row["loader_wait"] for row in rows] or [0.0]),
+        "skipped_steps": result.skipped_steps,
+        "machine": describe_machine(),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    replace_file(out / "training.json", (json.dumps(training, indent=2) + "\n").encode())
+    return 0, method.morph.language
+
+
+def _print_scores(display: StageDisplay, evaluation: Evaluation, scores: Mapping[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column()
+    for name in ("reached", "n", "chance", "goal"):
+        table.add_column(name, justify="right")
+    for row in score_rows(evaluation, only_headlines=True):
+        goal = "" if row.goal is None else f"{100 * row.goal:.0f}%"
+        table.add_row(row.name, format_share(row.score.value), str(row.score.num), format_share(row.score.chance), goal)
+    difference = f"{scores['language_max_abs_diff']:g}"
+    table.add_row("Text-only logits: difference to the base LLM", difference, "", "", "0")
+    table.add_row("Training", format_seconds(scores["train_seconds"]))
+    display.print_out(table)

@@ -1,39 +1,41 @@
-"""Scores and page of the demo: every trained and every held-out combination is drawn from its name, and named."""
+"""Scores of the demo: every trained and every held-out combination is drawn from its name, and named."""
 
 from __future__ import annotations
 
-import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
-from torch import Tensor
 
 from diptych.backbones.language import load_language_model
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
+from diptych.data.builders.data_card import read_card
+from diptych.data.builders.emoji import QUESTIONS
 from diptych.data.formats import Sample, read_samples
 from diptych.data.images import image_to_tensor, open_image
-from diptych.evaluate.language_check import check_language
+from diptych.evaluate.language_check import LanguageCheck, check_language
 from diptych.evaluate.machine import describe_machine
 from diptych.evaluate.naming import ask_about_images, is_named
-from diptych.evaluate.report import Answer, Drawing, Report, ScoreRow, render_report
 from diptych.evaluate.retrieval import embed_images, retrieval_ranks, retrieval_score
 from diptych.evaluate.scores import Score, share
-from diptych.train.log import read_log
 
 Progress = Callable[[str, int, int], None]
+ENCODER = "efficientnet-lite0"
+QUESTION = QUESTIONS[0]
 GOALS = {"retrieval_top1": 0.75, "retrieval_top5": 0.92, "naming_exact": 0.95}
-NUM_SHOWN = 48
+"""For 200 concepts, and 12 minutes of training on two cores."""
+BATCH_SIZE = 50
+_PROMISED = ("retrieval_top1", "retrieval_top5", "naming_exact", "naming_held_out", "retrieval_held_out_top1")
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One concept in one style: its prompt and its real picture."""
+    """One concept in one style: its prompt and its real image."""
 
     concept: str
     style: str
@@ -44,81 +46,139 @@ class Combination:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the morph made of a combination."""
+    """What the morph made of a combination: what it drew, the place (0 is first) of the right concept among the real
+    images of the style, whether the nearest real image of any style has that style, and what it called the real one."""
 
     drawn: Image.Image
     rank: int
+    is_style_right: bool
     answer: str
 
 
-def evaluate_demo(
-    out: Path, morph: Any, recipe: Recipe, *, training: dict[str, Any], progress: Progress, encoder: Any = None
-) -> tuple[dict[str, Any], str]:
-    """Scores (the contents of scores.json) and the page. `encoder`: what judges drawings; None: EfficientNet-Lite0."""
-    combinations = read_combinations(out / "data")
-    encoder = encoder or load_image_encoder("efficientnet-lite0")
-    drawn = _draw(morph, combinations, progress)
-    ranks = _rank(encoder, combinations, drawn)
-    question = "\nWhat is this?"
+@dataclass(frozen=True)
+class Evaluation:
+    """All outcomes, in the order of the combinations; their scores by name; the language check; speeds."""
+
+    combinations: list[Combination]
+    outcomes: list[Outcome]
+    table: dict[str, Score]
+    language: LanguageCheck
+    speed: dict[str, float]
+
+    def pairs(self, *, held_out: bool) -> list[tuple[Combination, Outcome]]:
+        both = zip(self.combinations, self.outcomes, strict=True)
+        return [(combination, outcome) for combination, outcome in both if combination.held_out == held_out]
+
+    @property
+    def num_concepts(self) -> int:
+        return len({combination.concept for combination in self.combinations})
+
+
+def evaluate_demo(data: Path, morph: Any, recipe: Recipe, *, progress: Progress, encoder: Any = None) -> Evaluation:
+    """Draws and asks with a morph, over the emoji set in the folder `data`.
+
+    `encoder`: what judges drawings; None: EfficientNet-Lite0. Raises ValueError if the data set is damaged.
+    """
+    combinations = read_combinations(data)
+    encoder = encoder or load_image_encoder(ENCODER)
+    start = time.perf_counter()
+    drawn = _draw(morph, combinations, recipe, progress)
+    drawing_seconds = time.perf_counter() - start
+    start = time.perf_counter()
     answers = ask_about_images(
         morph,
         [c.real for c in combinations],
-        question,
-        progress=lambda done, total: progress("asking about pictures", done, total),
+        QUESTION,
+        batch_size=BATCH_SIZE,
+        progress=lambda done, total: progress("asking about every image", done, total),
     )
-    outcomes = [Outcome(*made) for made in zip(drawn, ranks, answers, strict=True)]
-    check = check_language(morph, load_language_model(recipe.language_model))
-    table = score_outcomes(combinations, outcomes)
-    scores: dict[str, Any] = {name: score.value for name, score in table.items()}
-    scores |= {
-        "language_max_abs_diff": check.max_abs_diff,
-        "language_same_weights": check.same_weights,
-        "train_seconds": training["train_seconds"],
-        "samples_per_second": training["samples_per_second"],
-        "loader_wait": training["loader_wait"],
-        "steps": training["steps"],
-        "num_concepts": len({c.concept for c in combinations}),
-        "chance": {name: score.chance for name, score in table.items()},
-        "details": {name: score.as_dict() for name, score in table.items()},
-        "goals": GOALS,
-        "sampling": recipe.sample.model_dump(mode="json", exclude={"prompts"}),
-        "hashes": morph.frozen_hashes(),
-        "machine": describe_machine(),
+    speed = {
+        "drawn_images_per_second": len(drawn) / drawing_seconds,
+        "answers_per_second": len(answers) / (time.perf_counter() - start),
     }
-    return scores, _page(out, recipe, combinations, outcomes, table, scores)
+    ranks, styles = _compare(encoder, combinations, drawn, size=recipe.image_size, progress=progress)
+    outcomes = [Outcome(*made) for made in zip(drawn, ranks, styles, answers, strict=True)]
+    progress("comparing with the base language model", 0, 1)
+    check = check_language(morph, load_language_model(recipe.language_model, dtype=morph.language_model.dtype))
+    progress("comparing with the base language model", 1, 1)
+    return Evaluation(combinations, outcomes, score_outcomes(combinations, outcomes), check, speed)
 
 
 def read_combinations(data: Path) -> list[Combination]:
-    """Trained combinations, then held-out ones, of a built emoji set."""
+    """Trained combinations, then held-out ones, of a built emoji set: those that are asked for by name."""
+    counts = read_card(data).num_samples
     combinations = []
     for name in ("train_draw.jsonl", "held_out_draw.jsonl"):
-        if (data / name).is_file() and (data / name).stat().st_size:
-            combinations += [_combination(data, sample) for sample in read_samples(data / name)]
+        if counts.get(name):
+            samples = [sample for sample in read_samples(data / name) if sample.meta["prompt_kind"] == "name"]
+            combinations += [_combination(data, sample) for sample in samples]
+    by_style: dict[str, set[str]] = {}
+    for combination in combinations:
+        by_style.setdefault(combination.style, set()).add(combination.concept)
+    if not combinations or any(concepts != {c.concept for c in combinations} for concepts in by_style.values()):
+        raise ValueError(
+            f"the data set in {data} does not hold every concept in every style; delete and build it again"
+        )
     return combinations
 
 
 def score_outcomes(combinations: list[Combination], outcomes: list[Outcome]) -> dict[str, Score]:
-    """Retrieval within the gallery of real pictures of the prompt's style; naming among all concepts."""
-    galleries = {style: sum(c.style == style for c in combinations) for style in {c.style for c in combinations}}
-    size = min(galleries.values())
+    """Retrieval within the gallery of all real images of the prompt's style; naming among all concepts.
+
+    Scores of held-out combinations are missing where there are none.
+    """
+    styles = sorted({c.style for c in combinations})
     num_concepts = len({c.concept for c in combinations})
     pairs = list(zip(combinations, outcomes, strict=True))
-    trained = [(c, o) for c, o in pairs if not c.held_out]
-    held_out = [(c, o) for c, o in pairs if c.held_out]
     table: dict[str, Score] = {}
-    for suffix, chosen in (("", trained), ("_held_out", held_out)):
-        if not chosen:
-            continue
-        ranks = [o.rank for _, o in chosen]
-        named = share([is_named(o.answer, c.concept) for c, o in chosen], chance=1 / num_concepts)
-        table[f"retrieval{suffix}_top1"] = retrieval_score(ranks, top=1, gallery_size=size)
-        table[f"retrieval{suffix}_top5"] = retrieval_score(ranks, top=5, gallery_size=size)
-        table["naming_held_out" if suffix else "naming_exact"] = named
-    for style in sorted(galleries):
-        ranks = [o.rank for c, o in trained if c.style == style]
-        if ranks:
-            table[f"retrieval_top1_{style}"] = retrieval_score(ranks, top=1, gallery_size=galleries[style])
+    for suffix, held_out in (("", False), ("_held_out", True)):
+        for style in (None, *styles):
+            chosen = [(c, o) for c, o in pairs if c.held_out == held_out and style in (None, c.style)]
+            if not chosen:
+                continue
+            end = f"_{style}" if style else ""
+            ranks = [o.rank for _, o in chosen]
+            for top in (1, 5):
+                score = retrieval_score(ranks, top=top, gallery_size=num_concepts)
+                table[f"retrieval{suffix}_top{top}{end}"] = score
+            named = [is_named(o.answer, c.concept) for c, o in chosen]
+            table[("naming_held_out" if held_out else "naming_exact") + end] = share(named, chance=1 / num_concepts)
+            if not style:
+                right = [o.is_style_right for _, o in chosen]
+                table[f"style_right{suffix}"] = share(right, chance=1 / len(styles))
     return table
+
+
+def collect_scores(
+    evaluation: Evaluation, recipe: Recipe, *, training: dict[str, Any], hashes: dict[str, str]
+) -> dict[str, Any]:
+    """The contents of scores.json: each score as a plain number (null: nothing was counted), then with n, chance and
+    interval, then what it was measured with. `training`: how training went; `hashes`: of morph and frozen parts."""
+    table, machine = evaluation.table, describe_machine()
+    return {
+        **dict.fromkeys(_PROMISED),
+        **{name: score.value for name, score in table.items()},
+        "language_max_abs_diff": evaluation.language.max_abs_diff,
+        "language_same_weights": evaluation.language.same_weights,
+        "train_seconds": training["train_seconds"],
+        "samples_per_second": training["samples_per_second"],
+        "loader_wait": training["loader_wait"],
+        "steps": training["steps"],
+        **evaluation.speed,
+        "num_concepts": evaluation.num_concepts,
+        "chance": {name: score.chance for name, score in table.items()},
+        "details": {name: score.as_dict() for name, score in table.items()},
+        "goals": GOALS,
+        "seed": recipe.seed,
+        "sampling": recipe.sample.model_dump(mode="json", exclude={"prompts"}) | {"batch_size": BATCH_SIZE},
+        "prompt_set": "every combination of concept and style, by name",
+        "image_encoder": ENCODER,
+        "dtype": recipe.dtype,
+        "hashes": hashes,
+        "machine": machine,
+        "trained_on": training.get("machine", machine),
+        "recipe": recipe.model_dump(mode="json"),
+    }
 
 
 def _combination(data: Path, sample: Sample) -> Combination:
@@ -128,121 +188,43 @@ def _combination(data: Path, sample: Sample) -> Combination:
     return Combination(meta["concept"], meta["style"], prompt, real, bool(meta["held_out"]))
 
 
-def _draw(morph: Any, combinations: list[Combination], progress: Progress) -> list[Image.Image]:
+def _draw(morph: Any, combinations: list[Combination], recipe: Recipe, progress: Progress) -> list[Image.Image]:
+    """As the recipe says, which need not be as the morph was saved. Each batch has a noise of its own, so that the
+    scores do not hang on a single one."""
+    sampling = recipe.sample
     drawn: list[Image.Image] = []
-    for start in range(0, len(combinations), 40):
-        prompts = [[{"role": "user", "content": c.prompt}] for c in combinations[start : start + 40]]
-        drawn += [answer[0] for answer in morph.generate_batch(prompts, generation_mode="image", seed=0)]
+    for number, start in enumerate(range(0, len(combinations), BATCH_SIZE)):
+        batch = combinations[start : start + BATCH_SIZE]
+        prompts = [[{"role": "user", "content": c.prompt}] for c in batch]
+        answers = morph.generate_batch(
+            prompts,
+            generation_mode="image",
+            guidance_scale=sampling.guidance_scale,
+            num_inference_steps=sampling.num_inference_steps,
+            sampler=sampling.sampler,
+            seed=sampling.seed + number,
+        )
+        drawn += [answer[0] for answer in answers]
         progress("drawing every combination", len(drawn), len(combinations))
     return drawn
 
 
-def _rank(encoder: Any, combinations: list[Combination], drawn: list[Image.Image]) -> list[int]:
+def _compare(
+    encoder: Any, combinations: list[Combination], drawn: list[Image.Image], *, size: int, progress: Progress
+) -> tuple[list[int], list[bool]]:
+    """Ranks, and whether the style is right. All images are brought to `size` first, the size that the morph draws at:
+    a sharper original is still the same thing."""
+    features = []
+    images = [*drawn, *(c.real for c in combinations)]
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = images[start : start + BATCH_SIZE]
+        features.append(embed_images(encoder, torch.stack([image_to_tensor(image, size) for image in batch])))
+        progress("comparing drawn with real images", start + len(batch), len(images))
+    mine, real = torch.cat(features).split(len(combinations))
+    nearest = (mine @ real.T).argmax(dim=1).tolist()
     ranks = [0] * len(combinations)
-    for style in sorted({c.style for c in combinations}):
+    for style in {c.style for c in combinations}:
         rows = [i for i, c in enumerate(combinations) if c.style == style]
-        gallery = embed_images(encoder, _pixels([combinations[i].real for i in rows]))
-        mine = embed_images(encoder, _pixels([drawn[i] for i in rows]))
-        for row, rank in zip(rows, retrieval_ranks(mine, gallery, range(len(rows))), strict=True):
+        for row, rank in zip(rows, retrieval_ranks(mine[rows], real[rows], range(len(rows))), strict=True):
             ranks[row] = rank
-    return ranks
-
-
-def _pixels(images: list[Image.Image], size: int = 128) -> Tensor:
-    return torch.stack([image_to_tensor(image, size) for image in images])
-
-
-def _page(
-    out: Path,
-    recipe: Recipe,
-    combinations: list[Combination],
-    outcomes: list[Outcome],
-    table: dict[str, Score],
-    scores: dict[str, Any],
-) -> str:
-    pairs = list(zip(combinations, outcomes, strict=True))
-    shuffled = random.Random(0).sample(pairs, len(pairs))
-    trained = [pair for pair in shuffled if not pair[0].held_out][:NUM_SHOWN]
-    held_out = [pair for pair in shuffled if pair[0].held_out][:NUM_SHOWN]
-    rows = read_log(out / "log.jsonl")
-    minutes = [row["train_seconds"] / 60 for row in rows]
-    losses = {
-        "images (flow)": [
-            (m, r["losses"]["flow"]) for m, r in zip(minutes, rows, strict=True) if "flow" in r["losses"]
-        ],
-        "text (cross-entropy)": [
-            (m, r["losses"]["ce"]) for m, r in zip(minutes, rows, strict=True) if "ce" in r["losses"]
-        ],
-    }
-    speed = {"training": [(m, r["samples_per_second"]) for m, r in zip(minutes, rows, strict=True)]}
-    grids = sorted((out / "samples").glob("step-*.png"))
-    chosen = [grids[i] for i in sorted({0, len(grids) // 3, 2 * len(grids) // 3, len(grids) - 1})] if grids else []
-    machine = scores["machine"]
-    facts = {
-        "trained": f"{scores['steps']} steps in {scores['train_seconds'] / 60:.1f} minutes",
-        "language model": f"{recipe.language_model}, frozen, hash {scores['hashes']['language_model'][:16]}",
-        "waiting for data": f"{scores['loader_wait']:.2%} of the time",
-    } | machine
-    return render_report(
-        Report(
-            title="A frozen language model learns to draw and to read",
-            lead=f"{scores['num_concepts']} concepts in two styles, {scores['train_seconds'] / 60:.1f} minutes of training on {machine['device']}.",
-            scores=_score_rows(table, scores),
-            drawings=[_drawing(*pair) for pair in trained],
-            held_out_drawings=[_drawing(*pair) for pair in held_out],
-            answers=[_answer(*pair) for pair in trained[: NUM_SHOWN // 2]],
-            held_out_answers=[_answer(*pair) for pair in held_out[: NUM_SHOWN // 2]],
-            losses=losses,
-            speed=speed,
-            grids=[(path.stem, Image.open(path).convert("RGB")) for path in chosen],
-            facts=facts,
-            settings=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
-        )
-    )
-
-
-NAMES = {
-    "retrieval_top1": "drawn from its name: right concept first",
-    "retrieval_top5": "drawn from its name: right concept among the first five",
-    "retrieval_held_out_top1": "... combinations never trained on, first",
-    "retrieval_held_out_top5": "... combinations never trained on, first five",
-    "naming_exact": "named exactly",
-    "naming_held_out": "... pictures of combinations never trained on",
-}
-
-
-def _score_rows(table: dict[str, Score], scores: dict[str, Any]) -> list[ScoreRow]:
-    rows = []
-    for name, score in table.items():
-        low, high = score.interval
-        goal = GOALS.get(name)
-        rows.append(
-            ScoreRow(
-                name=NAMES.get(name, name.replace("_", " ")),
-                value=f"{score.value:.1%}",
-                detail=f"n = {score.num}, 95% interval {low:.1%} to {high:.1%}, chance {score.chance:.1%}",
-                goal="" if goal is None else f"at least {goal:.0%}",
-                met=None if goal is None else score.value >= goal,
-            )
-        )
-    difference = scores["language_max_abs_diff"]
-    rows.append(
-        ScoreRow(
-            name="text-only logits: largest difference to the base LLM",
-            value=f"{difference:g}",
-            detail="over 32 prompts, base LLM loaded afresh; weights "
-            + ("bit for bit the same" if scores["language_same_weights"] else "NOT the same"),
-            goal="exactly 0",
-            met=difference == 0 and scores["language_same_weights"],
-        )
-    )
-    return rows
-
-
-def _drawing(combination: Combination, outcome: Outcome) -> Drawing:
-    return Drawing(combination.prompt, outcome.drawn, combination.real, outcome.rank == 0)
-
-
-def _answer(combination: Combination, outcome: Outcome) -> Answer:
-    right = is_named(outcome.answer, combination.concept)
-    return Answer("What is this?", combination.real, outcome.answer, combination.concept, right)
+    return ranks, [combinations[near].style == c.style for near, c in zip(nearest, combinations, strict=True)]

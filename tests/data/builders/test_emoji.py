@@ -16,55 +16,7 @@ from diptych.data.builders.data_card import read_card
 from diptych.data.builders.emoji import QUESTIONS, build_emoji, choose_held_out
 from diptych.data.builders.emoji_concepts import choose_everyday, read_concepts, thumbnail
 from diptych.data.formats import Sample, read_samples
-
-GROUPS = {
-    "groups": {
-        "0": "smileys",
-        "2": "component",
-        "3": "animals",
-        "4": "food",
-        "5": "travel",
-        "6": "play",
-        "7": "things",
-    },
-    "subgroups": {str(i): f"sub{i}" for i in range(10)} | {"58": "time"},
-}
-NAMES = [f"{first}{second}" for first in ("ba", "do", "ki", "lu") for second in ("m", "rn", "sp", "x", "zel", "fot")]
-FOLDERS = ("openmoji_folder", "fluent_folder", "emojibase_folder")
-
-
-def entry(name: str, number: int, group: int = 3, subgroup: int = 0, **more: Any) -> dict[str, Any]:
-    base = {"label": name, "emoji": "?", "hexcode": f"1F{number:03X}", "order": number, "version": 1}
-    return {**base, "group": group, "subgroup": subgroup, "tags": [f"tag{number}", "b", "a", "c"], **more}
-
-
-def write_packages(root: Path, entries: list[dict[str, Any]], *, same: dict[str, str] | None = None) -> dict[str, Any]:
-    """Tiny packages in the layout of the real ones: each drawing a chessboard of its own."""
-    folders = {name: root / name / "package" for name in FOLDERS}
-    for name, folder in folders.items():
-        folder.mkdir(parents=True)
-        (folder / "package.json").write_text(json.dumps({"name": name, "version": "1.0.0"}))
-    openmoji, fluent, emojibase = folders.values()
-    for folder in (openmoji / "color" / "svg", fluent / "assets", emojibase / "en", emojibase / "meta"):
-        folder.mkdir(parents=True)
-    (emojibase / "en" / "data.json").write_text(json.dumps(entries))
-    (emojibase / "meta" / "groups.json").write_text(json.dumps(GROUPS))
-    for item in entries:
-        drawn = str((same or {}).get(item["label"], item["hexcode"]))
-        cells = np.random.default_rng(int(drawn.split("-")[0], 16)).integers(0, 256, (4, 4, 4), dtype=np.uint8)
-        cells[..., 3] = 255
-        cells[0, 0, 3] = 0
-        board = Image.fromarray(cells).resize((64, 64), Image.Resampling.NEAREST)
-        board.save(fluent / "assets" / f"{item['hexcode'].lower()}.webp", lossless=True)
-        squares = "".join(
-            f'<rect x="{x}" y="{y}" width="1" height="1" fill="rgb({",".join(str(v) for v in cells[y, x, :3])})"/>'
-            for x in range(4)
-            for y in range(4)
-            if x + y
-        )
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 4">{squares}</svg>'
-        (openmoji / "color" / "svg" / f"{item['hexcode']}.svg").write_text(svg)
-    return {name: root / name for name in FOLDERS}
+from emoji_packages import FOLDERS, NAMES, entry, write_packages
 
 
 @pytest.fixture(scope="module")

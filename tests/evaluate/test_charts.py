@@ -1,0 +1,40 @@
+"""Laws of charts: well-formed whatever the values, nothing outside the frame, values that cannot be drawn left out."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diptych.evaluate.charts import HEIGHT, WIDTH, Line, draw_chart, smooth
+
+POINTS = st.lists(st.tuples(st.floats(0, 1e6), st.floats(allow_nan=True, allow_infinity=True, width=32)), max_size=20)
+
+
+@given(POINTS, st.booleans())
+def test_any_values_give_a_chart_within_its_frame(points: list[tuple[float, float]], is_log: bool) -> None:
+    svg = draw_chart([Line("a & <b>", points)], title='"t"', x_label="<x>", y_label="y&", is_log=is_log)
+    root = ElementTree.fromstring(svg)
+    for line in root.iter("polyline"):
+        for pair in line.attrib["points"].split():
+            x, y = map(float, pair.split(","))
+            assert -0.1 <= x <= WIDTH + 0.1
+            assert -0.1 <= y <= HEIGHT + 0.1
+
+
+def test_values_that_are_not_finite_are_left_out() -> None:
+    svg = draw_chart([Line("a", [(0, 1.0), (1, float("nan")), (2, 3.0)])], title="t", x_label="x", y_label="y")
+    (line,) = ElementTree.fromstring(svg).iter("polyline")
+    assert len(line.attrib["points"].split()) == 2
+
+
+def test_a_chart_without_points_says_so() -> None:
+    assert "no points" in draw_chart([], title="t", x_label="x", y_label="y")
+
+
+def test_smoothing_keeps_a_constant_and_the_places() -> None:
+    points = [(float(x), 2.0) for x in range(9)]
+    assert smooth(points, window=5) == points
+    assert [y for _, y in smooth([(0.0, 0.0), (1.0, 3.0), (2.0, 0.0)], window=3)] == pytest.approx([1.5, 1.0, 1.5])
