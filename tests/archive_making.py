@@ -14,6 +14,7 @@ CONTENT = {
     "package/data/a.txt": b"a" * 5000,
     "package/data/b.bin": bytes(range(256)) * 9,
     "package/LICENSE": b"licence\n",
+    "package/data/.hidden": b"left out",
     "package/code.py": b"raise SystemExit('executed')\n",
 }
 

@@ -17,7 +17,7 @@ from archive_making import CONTENT, files_below, make_asset, make_tar, make_zip
 from diptych.backbones import assets
 from diptych.backbones.assets import CacheError, asset_path, cache_root, fetch_asset, list_assets, verify_assets
 
-WANTED = sorted(name.removeprefix("package/") for name in CONTENT if not name.endswith(".py"))
+WANTED = sorted(name.removeprefix("package/") for name in CONTENT if not name.endswith((".py", ".hidden")))
 
 
 class Registry:

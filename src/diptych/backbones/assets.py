@@ -40,7 +40,8 @@ class Asset:
     """One pinned package. `size`: bytes of the archive; `unpacked_size`: bytes of all its members.
 
     `licence` is that of the content, `origin` where the content comes from (upstream, not the package).
-    `members`: prefixes of what is unpacked (empty: all but Python source); `strip`: a leading folder left away.
+    `members`: prefixes of what is unpacked (empty: all but Python source; hidden files never are); `strip`: a leading
+    folder left away.
     """
 
     name: str
@@ -94,7 +95,7 @@ def _animated(number: int, sha256: str, size: int, unpacked_size: int) -> Asset:
         origin="Microsoft Fluent Emoji, animated (https://github.com/microsoft/fluentui-emoji), packaged by LobeHub",
         size=size,
         unpacked_size=unpacked_size,
-        holds="assets/*.webp: animated emoji, short clips of 256 px",
+        holds="assets/*.webp: emoji at 256 px, two thirds of them clips of some 70 frames",
         strip="package/",
     )
 
@@ -316,8 +317,9 @@ def _check_hash(asset: Asset, archive: Path) -> None:
 def _unpack(asset: Asset, archive: Path, folder: Path) -> None:
     def rename(name: str) -> str | None:
         path = name.removeprefix(asset.strip)
+        is_hidden = path.rsplit("/", 1)[-1].startswith(".")
         wanted = path.startswith(asset.members) if asset.members else not path.endswith(".py")
-        return path if wanted else None
+        return path if wanted and not is_hidden else None
 
     try:
         files = unpack_archive(archive, folder, max_bytes=asset.unpacked_size, rename=rename)
