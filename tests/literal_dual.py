@@ -44,12 +44,13 @@ def literal_forward(model: XFusion, batch: Batch, noised: Tensor, t: Tensor) -> 
     text_states = text.embed(batch.token_ids)
     image_states = torch.zeros(num, vision.width)
     image_time = torch.zeros(num, vision.width)
+    time = image_time
     if batch.num_images:
         latents = batch.images.clone()
         times = torch.zeros(batch.num_images)
         latents[batch.image_is_target] = noised
         times[batch.image_is_target] = t
-        embedded, time = vision.embed(latents, times)
+        embedded, time = vision.embed(latents, times, _pooled(model, batch))
         image_states = image_states.index_put((is_image.nonzero()[:, 0],), embedded)
         per_token = time.repeat_interleave(vision.num_image_tokens, dim=0)
         image_time = image_time.index_put((is_image.nonzero()[:, 0],), per_token)
@@ -73,8 +74,30 @@ def literal_forward(model: XFusion, batch: Batch, noised: Tensor, t: Tensor) -> 
     velocity = None
     if batch.image_is_target.any():
         rows = torch.isin(batch.image_ids, batch.image_is_target.nonzero()[:, 0])
-        velocity = vision.velocity(image_states[rows], vision.time(t))
+        velocity = vision.velocity(image_states[rows], time[batch.image_is_target])
     return velocity, text.logits(text_states)
+
+
+def _pooled(model: XFusion, batch: Batch) -> Tensor | None:
+    """What is added to each image's time embedding: the pooled text before a target image, nothing for a clean one."""
+    vision: Any = model.vision_tower
+    if vision.text_pool is None:
+        return None
+    text = model.text_tower
+    mask = visible(batch) & ~batch.is_image[None] | torch.eye(batch.token_ids.numel(), dtype=torch.bool)
+    states = text.embed(batch.token_ids)
+    rope = text.rope(batch.positions, states.dtype)
+    for layer in list(text.layers)[: vision.layers[0]]:
+        states = states + attention_output(layer, _attention(layer, attention_input(layer, states), rope, mask))
+        states = states + mlp_output(layer, mlp_input(layer, states))
+    rows = []
+    for image in range(batch.num_images):
+        start = int((batch.image_ids == image).nonzero()[0])
+        same = batch.sample_ids == batch.image_samples[image]
+        before = same & ~batch.is_image & (torch.arange(len(same)) < start)
+        summed = vision.text_pool(states[before]).sum(0) / max(1, int(before.sum())) ** 0.5
+        rows.append(summed if batch.image_is_target[image] else torch.zeros(vision.width))
+    return torch.stack(rows)
 
 
 def _vision_layer(block, both: Tensor, time: Tensor, rope, mask: Tensor, is_image: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ def build_xfusion(
     symmetric: bool = True,
     adaln: bool = True,
     boundary_tokens: bool = True,
+    text_pooling: bool = False,
     layers: tuple[int, ...] | None = None,
     seed: int = 0,
     stirred: bool = True,
@@ -85,6 +86,7 @@ def build_xfusion(
             adaln=adaln,
             boundary_tokens=boundary_tokens,
             copy_layers=symmetric,
+            text_pooling=text_pooling,
             **widths,
         )
         if stirred:

@@ -30,6 +30,9 @@ class VisionTowerConfig(Settings):
     num_key_value_heads: int | None = Field(default=None, gt=0)
     patch_size: int = Field(default=2, gt=0)
     time_conditioning: Literal["add", "adaln"] = "add"
+    text_pooling: bool = Field(
+        default=False, description="add the pooled text before a target image to its time embedding"
+    )
     boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
 
 

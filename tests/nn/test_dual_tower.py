@@ -75,6 +75,13 @@ def test_routed_equals_literal_in_values_and_gradients(
     _compare(model, build_streams(MIXED, model))
 
 
+@pytest.mark.parametrize("adaln", [True, False], ids=["adaln", "add"])
+@pytest.mark.parametrize("layers", [(0,), (1, 2)])
+def test_routed_equals_literal_with_pooled_text(layers: tuple[int, ...], adaln: bool) -> None:
+    model = build_xfusion(symmetric=False, adaln=adaln, text_pooling=True, layers=layers)
+    _compare(model, build_streams(MIXED, model))
+
+
 @pytest.mark.parametrize("layers", [(0,), (2,), (0, 2), (1,)])
 def test_routed_equals_literal_wherever_the_blocks_stand(layers: tuple[int, ...]) -> None:
     model = build_xfusion(symmetric=False, layers=layers)

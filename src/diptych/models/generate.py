@@ -163,12 +163,12 @@ class Morph:
         packed = pack(prompts)
         plan = build_plan(packed, window=self.model.text_tower.window).to(self.device)
         batch = packed.to(self.device)
-        key_values = self.model.prefill(batch, plan).key_values
+        prefilled = self.model.prefill(batch, plan)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             if not guided:
-                return self.model.denoise(x, t, batch, plan, key_values)
-            both = self.model.denoise(torch.cat((x, x)), torch.cat((t, t)), batch, plan, key_values)
+                return self.model.denoise(x, t, batch, plan, prefilled)
+            both = self.model.denoise(torch.cat((x, x)), torch.cat((t, t)), batch, plan, prefilled)
             conditional, unconditional = both.chunk(2)
             return guide(conditional, unconditional, scale)
 

@@ -24,12 +24,13 @@ class Prefilled:
     """What the clean part leaves behind: each block's keys and values, and live text after the last layer [Nl, D].
 
     text_key_values: for each layer from the first vision block's on, the keys and values of (live_prefix, live,
-    context image) as the text tower reads them; kept only on request, for decoding.
+    context image) as the text tower reads them; kept only on request, for decoding. pooled [It, d]: see `pool_text`.
     """
 
     key_values: list[KeyValue | None]
     live: Tensor | None
     text_key_values: list[KeyValue]
+    pooled: Tensor | None = None
 
 
 class XFusion(nn.Module):
@@ -51,6 +52,9 @@ class XFusion(nn.Module):
         positions = batch.positions
         dtype = frozen.live.dtype
         live = frozen.live if plan.live.numel() else None
+        first = frozen.prefix[0] if live is None else torch.cat((frozen.prefix[0], live[plan.live_read]))
+        num_targets = int(batch.image_is_target.sum())
+        pooled = vision.pool_text(first[plan.pooled_rows], plan.pooled_images, num_targets) if num_targets else None
         image = time = image_rope = None
         if plan.context.numel():
             latents = batch.images[~batch.image_is_target]
@@ -93,16 +97,16 @@ class XFusion(nn.Module):
                     text_key_values.append(kept)
             elif index == last:
                 break
-        return Prefilled(key_values, live, text_key_values)
+        return Prefilled(key_values, live, text_key_values, pooled)
 
     def denoise(
-        self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, key_values: list[KeyValue | None]
+        self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, prefilled: Prefilled
     ) -> Tensor:
         """Velocity of noised images: latents [It, C, h, w] at times t [It] -> the same shape."""
         vision = self.vision_tower
-        image, time = vision.embed(latents, t)
+        image, time = vision.embed(latents, t, prefilled.pooled)
         rope = vision.rope(batch.positions[plan.target], image.dtype)
-        for block, before in zip(vision.blocks, key_values, strict=True):
+        for block, before in zip(vision.blocks, prefilled.key_values, strict=True):
             image, _, _ = block(image, image_rope=rope, time=time, groups=plan.target_groups, before=before)
         return vision.velocity(image, time)
 
@@ -113,7 +117,7 @@ class XFusion(nn.Module):
         prefilled = self.prefill(batch, plan, frozen)
         velocity = logits = None
         if plan.target.numel():
-            velocity = self.denoise(noised, t, batch, plan, prefilled.key_values)
+            velocity = self.denoise(noised, t, batch, plan, prefilled)
         if prefilled.live is not None and plan.supervised.numel():
             logits = self.text_tower.logits(prefilled.live[plan.supervised])
         return velocity, logits

@@ -64,6 +64,7 @@ def build_xfusion(
         adaln=tower.time_conditioning == "adaln",
         boundary_tokens=tower.boundary_tokens,
         copy_layers=symmetric,
+        text_pooling=tower.text_pooling,
     )
     cache = None
     if cache_dir is not None:

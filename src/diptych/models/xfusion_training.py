@@ -26,6 +26,9 @@ from diptych.sequence import Batch, pack
 from diptych.sequence import Sequence as Stream
 
 
+NUM_PROMPTS_MEASURED = 256
+
+
 @dataclass(frozen=True)
 class XFusionBatch:
     """A packed batch with its routing plan, and the noise [It, C, h, w] and times [It] of its target images."""
@@ -52,6 +55,21 @@ class XFusionTraining(nn.Module):
         self.latents = ImageLatents(morph.autoencoder, recipe.image_size, cache_dir=morph.cache_dir)
         self.latents.prepare({image for samples in self.sources for sample in samples for image in sample.images})
         self._streams: dict[tuple[int, int, bool], Stream] = {}
+        self._standardise_text()
+
+    @torch.no_grad()
+    def _standardise_text(self) -> None:
+        """Starts the maps of text into the vision tower from the statistics of the prompts that ask for an image."""
+        picks = [(draw, source, draw) for source, samples in enumerate(self.sources) for draw in range(len(samples))]
+        picks = [pick for pick in picks if self._draws(*pick[1:])]
+        if not picks:
+            return
+        batch = self.build_batch(picks[:: max(1, len(picks) // NUM_PROMPTS_MEASURED)], seed=self.recipe.seed)
+        packed, plan = batch.batch.to(self.morph.device), batch.plan.to(self.morph.device)
+        states = self.model.text_states.gather(packed, plan).prefix
+        rows = plan.pooled_rows[plan.pooled_rows < states.shape[1]]
+        if rows.numel() > 1:
+            self.model.vision_tower.standardise_text(states[:, rows])
 
     def num_samples(self) -> tuple[int, ...]:
         return tuple(len(samples) for samples in self.sources)

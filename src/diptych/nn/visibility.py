@@ -41,6 +41,7 @@ class RoutingPlan:
     context [Nc], target [Nt]: tokens of clean and of noised images.
     live_read [..]: rows of `live` that a later image reads. context_read [..]: rows of `context` that live text reads.
     supervised [..]: rows of `live` that carry a label; labels [..] those labels.
+    pooled_rows [..], pooled_images [..]: which rows of (prefix, live[live_read]) stand before which target image.
 
     Key lists. Vision tower: prefix, live[live_read], context (then the target image's own tokens).
     Text tower: live_prefix, live, context[context_read]; at layers without a vision block: live_prefix, live.
@@ -55,6 +56,8 @@ class RoutingPlan:
     context_read: Tensor
     supervised: Tensor
     labels: Tensor
+    pooled_rows: Tensor
+    pooled_images: Tensor
     context_groups: Groups | None
     target_groups: Groups | None
     live_groups: Groups | None
@@ -109,6 +112,8 @@ def build_plan(batch: Batch, *, window: int | None = None) -> RoutingPlan:
                 context.append(p)
     supervised = [row for row, p in enumerate(live) if labels[p] != IGNORE_INDEX]
 
+    read_text = prefix + [live[row] for row in live_read]
+    pooled = _text_before(target, read_text, image_ids, batch)
     shared = prefix + [live[row] for row in live_read] + context
     shared_rows = _rows_by_sample(shared, batch)
     text_keys = live_prefix + live + [context[row] for row in context_read]
@@ -126,6 +131,8 @@ def build_plan(batch: Batch, *, window: int | None = None) -> RoutingPlan:
         context_read=long(context_read),
         supervised=long(supervised),
         labels=long([labels[live[row]] for row in supervised]),
+        pooled_rows=long([row for row, _ in pooled]),
+        pooled_images=long([image for _, image in pooled]),
         context_groups=_image_groups(context, shared, shared_rows, image_ids, batch, own_offset=None),
         target_groups=_image_groups(target, shared, shared_rows, image_ids, batch, own_offset=len(shared)),
         live_groups=_causal_groups(live, text_keys, batch),
@@ -159,6 +166,21 @@ def _rows_by_sample(stream: list[int], batch: Batch) -> dict[int, list[tuple[int
     for entries in rows.values():
         entries.sort()
     return rows
+
+
+def _text_before(target: list[int], text: list[int], image_ids: list[int], batch: Batch) -> list[tuple[int, int]]:
+    """(row of `text`, number of the target image) for all text of a sample that stands before that image."""
+    starts: dict[int, int] = {}
+    for position in target:
+        starts.setdefault(image_ids[position], position)
+    image_samples = batch.image_samples.tolist()
+    rows = _rows_by_sample(text, batch)
+    return [
+        (row, number)
+        for number, (image, start) in enumerate(starts.items())
+        for position, row in rows.get(image_samples[image], [])
+        if position < start
+    ]
 
 
 def _image_groups(

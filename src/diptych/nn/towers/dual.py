@@ -30,16 +30,29 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 class WidthMap(nn.Module):
-    """States of one tower for the other where widths differ: RMS norm, then linear."""
+    """States of one tower for the other where widths differ: RMS norm, scale and shift, then linear.
+
+    Most of what a language model's states hold is the same for every token. `standardise` starts scale and shift such
+    that this part is gone: what tells one text from another then stands out from the first step on.
+    """
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width_in, eps=1e-6)
+        self.shift = nn.Parameter(torch.zeros(width_in))
         self.linear = nn.Linear(width_in, width_out, bias=False)
         nn.init.normal_(self.linear.weight, std=width_in**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x))
+        return self.linear(self.norm(x) + self.shift)
+
+    @torch.no_grad()
+    def standardise(self, x: Tensor) -> None:
+        """Starts from the statistics of states x [N, width_in]: each dimension then has mean 0 and variance 1."""
+        normed = nn.functional.rms_norm(x.float(), x.shape[-1:], eps=1e-6)
+        spread = normed.std(dim=0).clamp_min(1e-3)
+        self.norm.weight.copy_(1 / spread)
+        self.shift.copy_(-normed.mean(dim=0) / spread)
 
 
 class Modulation(nn.Module):
@@ -145,6 +158,7 @@ class VisionTower(nn.Module):
         adaln: bool,
         boundary_tokens: bool,
         copy_layers: bool,
+        text_pooling: bool = False,
     ) -> None:
         super().__init__()
         source = language_model.model.layers
@@ -178,6 +192,7 @@ class VisionTower(nn.Module):
             boundary_tokens=boundary_tokens,
         )
         self.time = TimeEmbedding(hidden_size)
+        self.text_pool = WidthMap(text_width, hidden_size) if text_pooling else None
         self.adaln = adaln
         self.blocks = nn.ModuleList(
             VisionBlock(module, width=hidden_size, text_width=text_width, adaln=adaln) for module in modules
@@ -188,13 +203,36 @@ class VisionTower(nn.Module):
     def num_image_tokens(self) -> int:
         return self.embedder.num_tokens
 
-    def embed(self, latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [I, C, h, w] at times t [I] -> image states [I * n, d] and time embeddings [I, d]."""
-        time = self.time(t)
+    def embed(self, latents: Tensor, t: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents [I, C, h, w] at times t [I] -> image states [I * n, d] and time embeddings [I, d].
+
+        pooled [I, d]: what `pool_text` made of the text before each image; added to its time embedding.
+        """
+        time = self.time(t) if pooled is None else self.time(t) + pooled
         tokens = self.embedder(latents)
         if not self.adaln:
             tokens = tokens + time[:, None]
         return tokens.flatten(0, 1), time
+
+    def standardise_text(self, states: Tensor) -> None:
+        """Starts every map of text from the statistics of typical states [K, N, D], one set for each block."""
+        for block, own in zip(self.blocks, states, strict=True):
+            if isinstance(block.text_in, WidthMap):
+                block.text_in.standardise(own)
+        if self.text_pool is not None:
+            self.text_pool.standardise(states[0])
+
+    def pool_text(self, states: Tensor, images: Tensor, num_images: int) -> Tensor | None:
+        """Text states [N, D], each of the image `images` [N] that it stands before -> [num_images, d].
+
+        The sum over the square root of the count, so that its size does not depend on the length; None without pooling.
+        """
+        if self.text_pool is None:
+            return None
+        mapped = self.text_pool(states)
+        total = mapped.new_zeros(num_images, self.width).index_add(0, images, mapped)
+        counts = torch.bincount(images, minlength=num_images).clamp_min(1)
+        return total / counts.to(mapped.dtype).sqrt()[:, None]
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> Rope:
         return rotary(self.rotary, positions, dtype)
