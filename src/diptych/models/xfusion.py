@@ -99,9 +99,7 @@ class XFusion(nn.Module):
                 break
         return Prefilled(key_values, live, text_key_values, pooled)
 
-    def denoise(
-        self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, prefilled: Prefilled
-    ) -> Tensor:
+    def denoise(self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, prefilled: Prefilled) -> Tensor:
         """Velocity of noised images: latents [It, C, h, w] at times t [It] -> the same shape."""
         vision = self.vision_tower
         image, time = vision.embed(latents, t, prefilled.pooled)

@@ -25,7 +25,6 @@ from diptych.nn.visibility import RoutingPlan, build_plan
 from diptych.sequence import Batch, pack
 from diptych.sequence import Sequence as Stream
 
-
 NUM_PROMPTS_MEASURED = 256
 
 
