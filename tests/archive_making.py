@@ -7,6 +7,7 @@ import io
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from diptych.backbones.assets import Asset
 
@@ -39,7 +40,7 @@ def make_tar(path: Path, content: dict[str, bytes]) -> Path:
     return path
 
 
-def make_asset(archive: Path, **changes: object) -> Asset:
+def make_asset(archive: Path, **changes: Any) -> Asset:
     """An asset pinned to this archive."""
     size = archive.stat().st_size
     settings: dict = {
