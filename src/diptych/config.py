@@ -51,7 +51,6 @@ class SourceConfig(Settings):
 
     path: str
     weight: int = Field(default=1, gt=0)
-    views: int = Field(default=1, gt=0, description="denoising targets drawn per sample")
 
 
 class DataConfig(Settings):

@@ -74,7 +74,6 @@ def describe_run(recipe: Recipe, *, num_samples: tuple[int, ...], samples_per_st
     description = {
         **{key: settings[key] for key in ("method", "seed", "template", "image_size", "vision_tower", "objective")},
         "data.max_length": recipe.data.max_length,
-        "data.views": [source.views for source in recipe.data.sources],
         "data.weights": [source.weight for source in recipe.data.sources],
         "number of samples": list(num_samples),
         "samples per step": samples_per_step,
