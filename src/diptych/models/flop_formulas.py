@@ -136,10 +136,10 @@ def _text_read_by_vision(model: XFusion, plan: RoutingPlan) -> Flops:
         used = plan.target.numel() > 0 or (plan.context.numel() > 0 and index < len(vision.blocks) - 1)
         total += _trained(tokens, measure_layer(block.layer).key_value, used=used)
         if block.text_in is not None:
-            weights = block.text_in.linear.weight.numel()
-            total += linear_flops(
-                tokens, weights, input_gradient=used, weight_gradient=used
-            )  # its norm is trained, so the gradient passes the matrix
+            # Its norm is trained, so the gradient passes the matrix too.
+            total += _trained(tokens, block.text_in.linear.weight.numel(), used=used)
+    if vision.text_pool is not None:
+        total += _trained(plan.pooled_rows.numel(), vision.text_pool.linear.weight.numel())
     return total
 
 
