@@ -93,7 +93,7 @@ def _convert_embedded(name: str, report: Callable[[str], None]) -> Path:
                 model.to(torch.bfloat16).save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
         except ImportError as error:
-            raise CacheError(f"{name} cannot be dequantised: {error}; install the packages gguf and accelerate") from error
+            raise CacheError(f"{name} cannot be dequantised: {error}; install gguf and accelerate") from error
 
     return build_folder(folder, convert, is_whole=_is_converted, what=f"the converted {name}")
 
