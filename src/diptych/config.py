@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,11 @@ class SourceConfig(Settings):
 
 class DataConfig(Settings):
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    mixing: Literal["sample", "batch"] = Field(
+        default="sample",
+        description="what is of one source: a sample, or a whole micro-batch. Batches that only draw, or only read, "
+        "cost less: every batch that reads runs the text tower under gradients",
+    )
     max_length: int = Field(default=2048, gt=0)
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
 
@@ -77,6 +83,11 @@ class TrainConfig(Settings):
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     per_device_train_batch_size: int = Field(default=32, gt=0)
     gradient_accumulation_steps: int = Field(default=1, gt=0)
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations in backward: less memory")
+    learning_rates: dict[str, float] = Field(
+        default_factory=dict,
+        description="rates that differ, by the beginning of parameter names, such as connector: 1e-3",
+    )
     max_steps: int = Field(default=1000, gt=0)
     max_train_minutes: float | None = Field(
         default=None, gt=0, description="end (and decay the learning rate) by the clock as well; resumed time counts on"
@@ -112,10 +123,67 @@ class AutoencoderTrainingConfig(Settings):
     )
 
 
+class LoraConfig(Settings):
+    """Low-rank adapters on the language model (peft) instead of training all of it."""
+
+    r: int = Field(default=16, gt=0)
+    lora_alpha: float = Field(default=32.0, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+VPiTPart = Literal["connector", "visual_head", "boundary_tokens", "language_model"]
+
+
+class VPiTConfig(Settings):
+    """Visual-Predictive Instruction Tuning (MetaMorph). Loss: ce_weight * CE + visual_weight * visual_loss."""
+
+    image_encoder: str = "vit-s14-focus"
+    encoder_layer: int | None = Field(default=None, description="state after this many layers; null: the encoder's own")
+    encoder_image_size: int | None = Field(default=None, gt=0, description="pixels that the encoder sees; null: its own")
+    num_image_tokens: int = Field(default=64, gt=0, description="a square; features are interpolated to this grid")
+    connector: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
+    image_start: str = "<image_start>"
+    image_end: str = "<image_end>"
+    train_parts: tuple[VPiTPart, ...] = Field(
+        default=("connector", "visual_head", "boundary_tokens", "language_model"),
+        min_length=1,
+        description="exactly these are trained; the paper's stage 1: connector and boundary_tokens",
+    )
+    lora: LoraConfig | None = Field(default=None, description="train adapters in place of the language model's weights")
+    init_from: str | None = Field(default=None, description="morph to start from, such as that of stage 1")
+    ce_weight: float = Field(default=1.0, ge=0)
+    visual_weight: float = Field(default=1.0, ge=0)
+    visual_loss: Literal["cosine", "l1", "smooth_l1", "infonce"] = "cosine"
+    visual_temperature: float = Field(default=0.07, gt=0, description="of infonce")
+    visual_input_dropout: float = Field(
+        default=0.0, ge=0, le=1, description="share of a target's visual tokens not shown as inputs, against copying"
+    )
+    visual_input_noise: float = Field(
+        default=0.0, ge=0, description="standard deviation, over the feature's norm, of noise on a target's inputs"
+    )
+    pixel_decoder: str | None = Field(default=None, description="folder or id of a trained pixel decoder")
+
+    @model_validator(mode="after")
+    def _fits(self) -> VPiTConfig:
+        if math.isqrt(self.num_image_tokens) ** 2 != self.num_image_tokens:
+            raise ValueError(f"vpit.num_image_tokens must be a square such as 16 or 64, got {self.num_image_tokens}")
+        if self.lora is not None and "language_model" not in self.train_parts:
+            raise ValueError("vpit.lora trains adapters on the language model; add language_model to vpit.train_parts")
+        return self
+
+
+class StageConfig(Settings):
+    """A stage of a recipe: settings (`vpit`, `train`, `data` ...) that differ from the recipe's own."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    changes: dict[str, Any] = Field(default_factory=dict)
+
+
 class Recipe(Settings):
     """Everything that one run needs, and nothing from anywhere else."""
 
-    method: Literal["xfusion", "autoencoder"] = "xfusion"
+    method: Literal["xfusion", "vpit", "pixel_decoder", "autoencoder"] = "xfusion"
     output_dir: str
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -129,6 +197,8 @@ class Recipe(Settings):
     cache_dir: str | None = None
     vision_tower: VisionTowerConfig = VisionTowerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    vpit: VPiTConfig = VPiTConfig()
+    stages: tuple[StageConfig, ...] = Field(default=(), description="run one after the other, each from the last one's morph")
     data: DataConfig
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()

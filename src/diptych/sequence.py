@@ -95,10 +95,10 @@ class Batch:
         return replace(self, **moved)
 
 
-def pack(sequences: Many[Sequence]) -> Batch:
+def pack(sequences: Many[Sequence], *, image_predicts_text: bool = False) -> Batch:
     """Packs samples end to end. A label is set only where the token before it, in the same sample, is text.
 
-    Images of one batch must have one shape. Raises ValueError if not, or if there is nothing to pack.
+    image_predicts_text: an image token predicts the text behind it too (VPiT: the last one, `<image_end>`). Images of one batch must have one shape. Raises ValueError if not, or if there is nothing to pack.
     """
     if not sequences:
         raise ValueError("nothing to pack: the list of sequences is empty")
@@ -116,7 +116,7 @@ def pack(sequences: Many[Sequence]) -> Batch:
             if isinstance(span, TextSpan):
                 for token, supervised in zip(span.token_ids, span.loss, strict=True):
                     here = len(token_ids)
-                    if supervised and here > start and image_ids[here - 1] == TEXT:
+                    if supervised and here > start and (image_predicts_text or image_ids[here - 1] == TEXT):
                         labels[here - 1] = token
                     token_ids.append(token)
                     labels.append(IGNORE_INDEX)

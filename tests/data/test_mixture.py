@@ -17,6 +17,7 @@ mixtures = st.integers(1, 5).flatmap(
         st.tuples(*[st.integers(1, 60)] * n),
         st.tuples(*[st.integers(1, 12)] * n),
         st.integers(0, 2**40),
+        st.sampled_from((1, 1, 2, 7)),
     )
 )
 
@@ -26,17 +27,26 @@ def test_every_round_gives_each_source_exactly_its_weight(mixture: Mixture, numb
     start = number * mixture.round_length
     picks = [mixture.pick(draw) for draw in range(start, start + mixture.round_length)]
     assert [draw for draw, _, _ in picks] == list(range(start, start + mixture.round_length))
-    assert Counter(source for _, source, _ in picks) == dict(enumerate(mixture.weights))
+    assert Counter(source for _, source, _ in picks) == {
+        source: weight * mixture.run_length for source, weight in enumerate(mixture.weights)
+    }
 
 
 @given(mixtures)
 def test_sources_are_interleaved_evenly(mixture: Mixture) -> None:
-    """After k draws of a round a source has had k * weight / total samples, to within the number of sources."""
+    """After k draws of a round a source has had k * weight / total samples, to within the number of sources' turns."""
     taken = [0] * len(mixture.weights)
     for draw in range(mixture.round_length):
         taken[mixture.pick(draw)[1]] += 1
         for source, weight in enumerate(mixture.weights):
-            assert abs(taken[source] - (draw + 1) * weight / mixture.round_length) <= len(mixture.weights)
+            share = weight * mixture.run_length / mixture.round_length
+            assert abs(taken[source] - (draw + 1) * share) <= len(mixture.weights) * mixture.run_length
+
+
+@given(mixtures, st.integers(0, 10_000))
+def test_a_turn_is_of_one_source(mixture: Mixture, turn: int) -> None:
+    first = turn * mixture.run_length
+    assert len({mixture.pick(draw)[1] for draw in range(first, first + mixture.run_length)}) == 1
 
 
 @settings(max_examples=50)
@@ -56,7 +66,7 @@ def test_every_epoch_of_a_source_is_a_permutation(mixture: Mixture) -> None:
 @given(mixtures, st.lists(st.integers(0, 2_000_000), min_size=1, max_size=20))
 def test_a_pick_depends_on_nothing_but_its_draw(mixture: Mixture, draws: list[int]) -> None:
     forwards = {draw: mixture.pick(draw) for draw in draws}
-    again = Mixture(mixture.num_samples, mixture.weights, mixture.seed)
+    again = Mixture(mixture.num_samples, mixture.weights, mixture.seed, mixture.run_length)
     assert {draw: again.pick(draw) for draw in reversed(draws)} == forwards
 
 

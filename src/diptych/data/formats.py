@@ -12,10 +12,11 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from diptych.config import DataConfig
 from diptych.data.images import resolve_inside
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -59,6 +60,16 @@ class RecordError(ValueError):
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
+
+
+def read_sources(data: DataConfig) -> list[list[Sample]]:
+    """The samples of every source of a recipe, their images as paths that can be opened. Errors: see `read_samples`."""
+    sources = []
+    for source in data.sources:
+        root = Path(source.path).parent
+        samples = read_samples(source.path, max_bad_fraction=data.max_bad_fraction)
+        sources.append([replace(s, images=tuple(str(root / image) for image in s.images)) for s in samples])
+    return sources
 
 
 def read_samples(path: str | Path, *, max_bad_fraction: float = 0.0) -> list[Sample]:

@@ -47,10 +47,12 @@ def build_sequence(
     draw: int = 0,
     unconditional: bool = False,
     max_length: int | None = None,
+    boundary_ids: tuple[int, int] | None = None,
 ) -> Sequence:
     """A training sequence. The assistant's text carries loss, its images are targets; all else is context.
 
-    A target image that later tokens read is followed by a clean copy, since nobody but itself may see its noise.
+    X-Fusion (no `boundary_ids`): a target image that later tokens read is followed by a clean copy, since nobody but
+    itself may see its noise. VPiT: every image stands between its two boundary tokens, which carry loss as it does.
     Raises ValueError if nothing is supervised, or the sequence is longer than `max_length` tokens.
     """
     messages = drop_text(sample.messages) if unconditional else sample.messages
@@ -62,8 +64,10 @@ def build_sequence(
             spans.append(ImageSpan(load_image(sample.images[index]), num_image_tokens, is_target))
         else:
             spans.append(region)
-    spans = _trim(spans)
-    spans = _add_clean_copies(spans)
+    if boundary_ids is not None:
+        spans = _trim(_add_boundaries(spans, boundary_ids))
+    else:
+        spans = _add_clean_copies(_trim(spans))
     supervised = any(
         (isinstance(s, ImageSpan) and s.is_target) or (isinstance(s, TextSpan) and any(s.loss)) for s in spans
     )
@@ -83,6 +87,7 @@ def build_prompt(
     template: str,
     num_image_tokens: int,
     then: ImageSpan | None = None,
+    boundary_ids: tuple[int, int] | None = None,
 ) -> Sequence:
     """A conversation up to the assistant's next word (`then` None) or next image (`then`): every image is context."""
     spans: list[TextSpan | ImageSpan] = []
@@ -91,6 +96,8 @@ def build_prompt(
             spans.append(ImageSpan(images[region[0]], num_image_tokens, is_target=False))
         else:
             spans.append(TextSpan(region.token_ids, (False,) * len(region)))
+    if boundary_ids is not None:
+        spans = _add_boundaries(spans, boundary_ids)
     if then is not None:
         spans.append(then)
     return Sequence(tuple(spans))
@@ -189,4 +196,16 @@ def _add_clean_copies(spans: list[TextSpan | ImageSpan]) -> list[TextSpan | Imag
         out.append(span)
         if isinstance(span, ImageSpan) and span.is_target and index + 1 < len(spans):
             out.append(ImageSpan(span.image, span.num_tokens, is_target=False))
+    return out
+
+
+def _add_boundaries(spans: list[TextSpan | ImageSpan], boundary_ids: tuple[int, int]) -> list[TextSpan | ImageSpan]:
+    """Each image between `<image_start>` and `<image_end>`, supervised where the image is a target."""
+    start, end = boundary_ids
+    out: list[TextSpan | ImageSpan] = []
+    for span in spans:
+        if isinstance(span, ImageSpan):
+            out += [TextSpan((start,), (span.is_target,)), span, TextSpan((end,), (span.is_target,))]
+        else:
+            out.append(span)
     return out

@@ -19,7 +19,7 @@ from diptych.backbones.language import EMBEDDED_LANGUAGE_MODELS, load_language_m
 from diptych.backbones.language_skeleton import build_language_skeleton
 from diptych.config import Recipe
 from diptych.data.formats import Sample, read_samples
-from diptych.data.mixture import Mixture
+from diptych.data.mixture import build_mixture
 from diptych.data.tokenize import build_sequence
 from diptych.distributed import compute_device, resolve_dtype
 from diptych.models.flop_formulas import Flops, frozen_text_flops, step_flops
@@ -208,10 +208,11 @@ def _streams(recipe: Recipe, num_image_tokens: int, latent: torch.Tensor) -> tup
         streams = [replace(drawing, draw=draw) for draw in range(count)]
         return streams, f"{NOMINAL_TEXT_TOKENS} text tokens, then an image to draw, since {reason}"
     sources = [read_samples(s.path, max_bad_fraction=recipe.data.max_bad_fraction) for s in recipe.data.sources]
-    mixture = Mixture(tuple(map(len, sources)), tuple(s.weight for s in recipe.data.sources), recipe.seed)
+    mixture = build_mixture(recipe, tuple(map(len, sources)))
     micro = recipe.train.per_device_train_batch_size
     build = _stream_builder(recipe, tokenizer, num_image_tokens, latent)
-    picks = [mixture.pick(draw) for draw in range(micro * max(1, STREAMS_LOOKED_AT // micro))]
+    num_draws = mixture.round_length if mixture.run_length > 1 else micro * max(1, STREAMS_LOOKED_AT // micro)
+    picks = [mixture.pick(draw) for draw in range(num_draws)]
     return [build(sources[source][index], draw) for draw, source, index in picks], None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +13,12 @@ from torch.nn.functional import cross_entropy
 
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
-from diptych.data.formats import Sample, read_samples
+from diptych.data.formats import read_sources
 from diptych.data.tokenize import build_sequence
 from diptych.diffusion.path import add_noise, sample_times, velocity_target
 from diptych.models.checkpoint import save_morph
 from diptych.models.generate import Morph
-from diptych.models.image_latents import ImageLatents
+from diptych.models.encoded_images import image_latents
 from diptych.models.method import LossSum
 from diptych.nn.visibility import RoutingPlan, build_plan
 from diptych.sequence import Batch, pack
@@ -50,8 +49,8 @@ class XFusionTraining(nn.Module):
         self.model = morph.model
         self.morph = morph
         self.loss_weights = {"ce": recipe.objective.ce_weight, "flow": recipe.objective.flow_weight}
-        self.sources = [_read(source.path, recipe.data.max_bad_fraction) for source in recipe.data.sources]
-        self.latents = ImageLatents(morph.autoencoder, recipe.image_size, cache_dir=morph.cache_dir)
+        self.sources = read_sources(recipe.data)
+        self.latents = image_latents(morph.autoencoder, recipe.image_size, cache_dir=morph.cache_dir)
         self.latents.prepare({image for samples in self.sources for sample in samples for image in sample.images})
         self._streams: dict[tuple[int, int, bool], Stream] = {}
         self._standardise_text()
@@ -158,9 +157,3 @@ class XFusionTraining(nn.Module):
                 max_length=self.recipe.data.max_length,
             )
         return self._streams[key]
-
-
-def _read(path: str, max_bad_fraction: float) -> list[Sample]:
-    root = Path(path).parent
-    samples = read_samples(path, max_bad_fraction=max_bad_fraction)
-    return [replace(sample, images=tuple(str(root / image) for image in sample.images)) for sample in samples]

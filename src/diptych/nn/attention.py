@@ -30,12 +30,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, groups: Groups, *, scaling
     """query [Nq, heads, head_dim], key and value [Nk, kv_heads, head_dim] -> [Nq, heads, head_dim]."""
     num_groups, num_queries = groups.queries.shape
     heads, kv_heads = query.shape[1], key.shape[1]
-    q = query[groups.queries].transpose(1, 2)
-    k = key[groups.keys].transpose(1, 2)
-    v = value[groups.keys].transpose(1, 2)
+    q = _take(query, groups.queries).transpose(1, 2)
+    k = _take(key, groups.keys).transpose(1, 2)
+    v = _take(value, groups.keys).transpose(1, 2)
     mask = None if groups.mask is None else groups.mask[:, None].expand(num_groups, 1, num_queries, -1)
     out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=heads != kv_heads)
-    return out.transpose(1, 2).flatten(0, 1)[groups.rows]
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, groups.rows)
+
+
+def _take(packed: Tensor, rows: Tensor) -> Tensor:
+    """packed [N, ...] at rows [G, K] -> [G, K, ...]. The gradient of `index_select` is quicker than of indexing."""
+    return packed.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def build_groups(

@@ -15,7 +15,7 @@ import yaml
 
 from diptych import distributed
 from diptych.config import Recipe
-from diptych.data.mixture import Mixture
+from diptych.data.mixture import build_mixture
 from diptych.models.method import LossSum, Method
 from diptych.train.checkpoint import CheckpointWriter, find_checkpoint
 from diptych.train.durable import remove_incomplete, replace_file
@@ -149,7 +149,7 @@ class _Run:
             distributed.rank(),
         )
         num_samples = self.method.num_samples()
-        self.mixture = Mixture(num_samples, tuple(source.weight for source in recipe.data.sources), recipe.seed)
+        self.mixture = build_mixture(recipe, num_samples)
         self.run = describe_run(recipe, num_samples=num_samples, samples_per_step=self.plan.samples_per_step)
         self.frozen = self.method.frozen_hashes()
         self.trained = TrainedMethod(self.method, self.device)

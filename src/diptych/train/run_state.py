@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diptych import __version__, distributed
 from diptych.config import Recipe
+from diptych.data.mixture import samples_in_a_row
 from diptych.train.checkpoint import Checkpoint, CheckpointError, Snapshot
 from diptych.train.optim import AveragedWeights, optimizer_moments, set_updates
 from diptych.train.sharding import assign_whole, collect_whole
@@ -75,6 +76,7 @@ def describe_run(recipe: Recipe, *, num_samples: tuple[int, ...], samples_per_st
         **{key: settings[key] for key in ("method", "seed", "template", "image_size", "vision_tower", "objective")},
         "data.max_length": recipe.data.max_length,
         "data.weights": [source.weight for source in recipe.data.sources],
+        "samples in a row of one source": samples_in_a_row(recipe),
         "number of samples": list(num_samples),
         "samples per step": samples_per_step,
         "averaged weights": recipe.train.ema > 0,

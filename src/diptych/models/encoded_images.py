@@ -1,0 +1,78 @@
+"""Image files as latents or features, encoded once: kept in memory, and on disk by the content of file and encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.data.images import image_to_tensor, open_image
+from diptych.data.tensor_cache import TensorCache
+from diptych.nn.connector import reduce_tokens
+
+
+class EncodedImages:
+    """`load(path)` gives what `encode` makes of an image file that was resized to `image_size` pixels.
+
+    `encode`: images [B, 3, S, S] in -1..1 -> one tensor per image. `key`: names all that the result depends on.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        *,
+        key: str,
+        image_size: int,
+        cache_dir: Path | None,
+        batch_size: int = 64,
+    ) -> None:
+        self.encode = encode
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.cache = TensorCache(cache_dir, key=key) if cache_dir is not None else None
+        self._encoded: dict[str, Tensor] = {}
+
+    def prepare(self, paths: Iterable[str]) -> None:
+        """Encodes, in batches, the files that are not encoded yet."""
+        missing: list[tuple[str, str]] = []
+        for path in sorted(set(paths) - self._encoded.keys()):
+            name = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            kept = self.cache.get(name) if self.cache is not None else None
+            if kept is None:
+                missing.append((path, name))
+            else:
+                self._encoded[path] = kept["latent"]
+        for start in range(0, len(missing), self.batch_size):
+            chunk = missing[start : start + self.batch_size]
+            images = torch.stack([image_to_tensor(open_image(path), self.image_size) for path, _ in chunk])
+            for (path, name), encoded in zip(chunk, self.encode(images).cpu(), strict=True):
+                self._encoded[path] = encoded.clone()
+                if self.cache is not None:
+                    self.cache.put(name, {"latent": self._encoded[path]})
+        if missing and self.cache is not None:
+            self.cache.flush()
+
+    def load(self, path: str) -> Tensor:
+        if path not in self._encoded:
+            self.prepare([path])
+        return self._encoded[path]
+
+
+def image_latents(autoencoder: Any, image_size: int, *, cache_dir: Path | None) -> EncodedImages:
+    """Clean latents [C, h, w] of an autoencoder."""
+    key = f"latents-{autoencoder.hash[:16]}-{image_size}"
+    return EncodedImages(autoencoder.encode, key=key, image_size=image_size, cache_dir=cache_dir)
+
+
+def image_features(encoder: Any, num_tokens: int, *, cache_dir: Path | None) -> EncodedImages:
+    """Visual tokens [n, F] of an image encoder: `num_tokens` of its features' grid, each of length 1."""
+    return EncodedImages(
+        lambda images: reduce_tokens(encoder.features(images), num_tokens),
+        key=f"features-{encoder.cache_key[:16]}-{num_tokens}",
+        image_size=encoder.preprocessing.image_size,
+        cache_dir=cache_dir,
+    )

@@ -1,0 +1,56 @@
+"""From an image encoder's width to the language model's, and fewer tokens: what a VPiT input image passes through."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+CONNECTORS = ("mlp2x_gelu", "linear")
+
+
+def reduce_tokens(features: Tensor, num_tokens: int) -> Tensor:
+    """Features [I, n, F] of a square grid, row by row, interpolated to `num_tokens` of a smaller (or larger) square.
+
+    Bilinear in float32, corners not aligned, no antialiasing; then every token is brought to length 1 (MetaMorph,
+    architecture). Raises ValueError if either count is no square, or a feature is not finite.
+    """
+    side, target = math.isqrt(features.shape[1]), math.isqrt(num_tokens)
+    if side**2 != features.shape[1] or target**2 != num_tokens:
+        raise ValueError(f"{features.shape[1]} features cannot become {num_tokens} tokens: both must be squares")
+    grid = features.float().transpose(1, 2).unflatten(2, (side, side))
+    if side != target:
+        grid = interpolate(grid, (target, target), mode="bilinear", align_corners=False, antialias=False)
+    reduced = normalize(grid.flatten(2).transpose(1, 2), dim=-1)
+    if not bool(torch.isfinite(reduced).all()):
+        raise ValueError("the image encoder gave features that are not finite; look at the image and the encoder's dtype")
+    return reduced
+
+
+class Connector(nn.Module):
+    """Visual tokens [..., F] -> embeddings of the language model [..., D]: two layers with a GELU, or one layer."""
+
+    def __init__(self, feature_dim: int, width: int, *, kind: str = "mlp2x_gelu") -> None:
+        super().__init__()
+        if kind not in CONNECTORS:
+            raise ValueError(f"unknown connector {kind!r}; choose one of: {', '.join(CONNECTORS)}")
+        layers: list[nn.Module] = [nn.Linear(feature_dim, width)]
+        if kind == "mlp2x_gelu":
+            layers += [nn.GELU(), nn.Linear(width, width)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+
+class VisualHead(nn.Module):
+    """Final states of the language model [..., D] -> predicted visual tokens [..., F] of length 1."""
+
+    def __init__(self, width: int, feature_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, feature_dim))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return normalize(self.layers(states).float(), dim=-1)
