@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diptych.commands import asset_commands, datasets, generating, running_demo, training
+from diptych.commands import asset_commands, datasets, generating, reconstructing, running_demo, training
 
 _FILE_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -71,6 +71,7 @@ def _options(
 app.command("train")(training.train)
 app.command("inspect")(training.inspect)
 app.command("generate")(generating.generate)
+app.command("reconstruct")(reconstructing.reconstruct)
 app.command("demo")(running_demo.demo)
 app.add_typer(datasets.app, name="data")
 app.add_typer(asset_commands.app, name="assets")

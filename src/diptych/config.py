@@ -140,7 +140,9 @@ class VPiTConfig(Settings):
 
     image_encoder: str = "vit-s14-focus"
     encoder_layer: int | None = Field(default=None, description="state after this many layers; null: the encoder's own")
-    encoder_image_size: int | None = Field(default=None, gt=0, description="pixels that the encoder sees; null: its own")
+    encoder_image_size: int | None = Field(
+        default=None, gt=0, description="pixels that the encoder sees; null: its own"
+    )
     num_image_tokens: int = Field(default=64, gt=0, description="a square; features are interpolated to this grid")
     connector: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
     image_start: str = "<image_start>"
@@ -154,6 +156,9 @@ class VPiTConfig(Settings):
     init_from: str | None = Field(default=None, description="morph to start from, such as that of stage 1")
     ce_weight: float = Field(default=1.0, ge=0)
     visual_weight: float = Field(default=1.0, ge=0)
+    text_cond_dropout_prob: float = Field(
+        default=0.0, ge=0, le=1, description="share of drawings learnt without their text, for visual_guidance_scale"
+    )
     visual_loss: Literal["cosine", "l1", "smooth_l1", "infonce"] = "cosine"
     visual_temperature: float = Field(default=0.07, gt=0, description="of infonce")
     visual_input_dropout: float = Field(
@@ -171,6 +176,39 @@ class VPiTConfig(Settings):
         if self.lora is not None and "language_model" not in self.train_parts:
             raise ValueError("vpit.lora trains adapters on the language model; add language_model to vpit.train_parts")
         return self
+
+
+class PixelDecoderConfig(Settings):
+    """Visual tokens to pixels, trained on images alone. `vpit:` says which visual tokens (encoder, layer, grid).
+
+    flow: a small transformer in the latents of `autoencoder:`, from nothing; `objective:` says how it samples times.
+    stable_diffusion: MetaMorph's, a pretrained UNet in the latents of its own VAE, behind a new projector.
+    """
+
+    kind: Literal["flow", "stable_diffusion"] = "flow"
+    condition_dropout_prob: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of images learnt without their visual tokens, for sample.guidance_scale; "
+        "null: the kind's own, flow 0.1, stable_diffusion the paper's 0.7",
+    )
+    hidden_size: int = Field(default=256, gt=0, description="of flow, as the next three")
+    num_layers: int = Field(default=8, gt=0)
+    num_attention_heads: int = Field(default=4, gt=0)
+    patch_size: int = Field(default=2, gt=0)
+    base: str = Field(
+        default="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        description="of stable_diffusion: folder or id with unet, vae and scheduler",
+    )
+    projector_hidden: int = Field(default=2048, gt=0, description="of stable_diffusion: width inside the projector")
+
+    @property
+    def dropout_prob(self) -> float:
+        """condition_dropout_prob, or the kind's own."""
+        if self.condition_dropout_prob is not None:
+            return self.condition_dropout_prob
+        return 0.7 if self.kind == "stable_diffusion" else 0.1
 
 
 class StageConfig(Settings):
@@ -198,7 +236,10 @@ class Recipe(Settings):
     vision_tower: VisionTowerConfig = VisionTowerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     vpit: VPiTConfig = VPiTConfig()
-    stages: tuple[StageConfig, ...] = Field(default=(), description="run one after the other, each from the last one's morph")
+    pixel_decoder_training: PixelDecoderConfig = PixelDecoderConfig()
+    stages: tuple[StageConfig, ...] = Field(
+        default=(), description="run one after the other, each from the last one's morph"
+    )
     data: DataConfig
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()

@@ -98,7 +98,8 @@ class Batch:
 def pack(sequences: Many[Sequence], *, image_predicts_text: bool = False) -> Batch:
     """Packs samples end to end. A label is set only where the token before it, in the same sample, is text.
 
-    image_predicts_text: an image token predicts the text behind it too (VPiT: the last one, `<image_end>`). Images of one batch must have one shape. Raises ValueError if not, or if there is nothing to pack.
+    image_predicts_text: an image token predicts the text behind it too (VPiT: the last one, `<image_end>`).
+    Images of one batch must have one shape. Raises ValueError if not, or if there is nothing to pack.
     """
     if not sequences:
         raise ValueError("nothing to pack: the list of sequences is empty")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from diptych.backbones.tiny_language import build_byte_tokenizer
-from diptych.models.decoding import _choose, _stop_ids, decode_text
+from diptych.models.decoding import decode_text
+from diptych.models.token_choice import choose_tokens, stop_ids
 from diptych.models.xfusion import XFusion
 from diptych.sequence import Sequence, TextSpan, pack
 from literal_dual import literal_forward
@@ -45,7 +46,7 @@ def _prompts(model: XFusion) -> list[Sequence]:
 def _literal_greedy(model: XFusion, prompt: Sequence) -> str:
     """The whole prompt anew for every token, through both towers."""
     answer: list[int] = []
-    stops = _stop_ids(model, TOKENIZER)
+    stops = stop_ids(model.text_tower.language_model, TOKENIZER)
     for _ in range(NEW):
         spans = (*prompt.spans, TextSpan(tuple(answer), (False,) * len(answer)))
         with torch.no_grad():
@@ -78,7 +79,7 @@ def test_text_alone_is_answered_by_the_language_model_itself() -> None:
     language = build_language("qwen3")
     model = build_xfusion("qwen3", language=language)
     ids = torch.tensor([[20, 21, 22]])
-    stops = sorted(_stop_ids(model, TOKENIZER))
+    stops = sorted(stop_ids(model.text_tower.language_model, TOKENIZER))
     theirs = language.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -108,8 +109,8 @@ def test_a_prompt_must_end_with_text() -> None:
 
 def test_sampling_draws_from_the_nucleus_alone() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(2000, -1)
-    assert set(_choose(logits, True, 1.0, 0.6).tolist()) == {0, 1}
-    assert set(_choose(logits, True, 1.0, 1e-6).tolist()) == {0}
-    assert _choose(logits, False, 1.0, 1.0).tolist() == [0] * 2000
-    frequency = _choose(logits, True, 1.0, 1.0).bincount() / 2000
+    assert set(choose_tokens(logits, True, 1.0, 0.6).tolist()) == {0, 1}
+    assert set(choose_tokens(logits, True, 1.0, 1e-6).tolist()) == {0}
+    assert choose_tokens(logits, False, 1.0, 1.0).tolist() == [0] * 2000
+    frequency = choose_tokens(logits, True, 1.0, 1.0).bincount() / 2000
     torch.testing.assert_close(frequency, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.05, rtol=0)

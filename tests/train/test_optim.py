@@ -18,6 +18,7 @@ from diptych.train.optim import (
     clip_gradients,
     learning_rate,
     optimizer_moments,
+    set_learning_rate,
     squared_norm,
     training_progress,
 )
@@ -117,3 +118,21 @@ def test_averages_follow_the_formula() -> None:
         expected = decay * expected + (1 - decay) * float(parameter.detach())
     assert float(average.tensors["p"]) == pytest.approx(expected)
     assert average.updates == 20
+
+
+def test_rates_differ_by_the_beginning_of_a_name_and_keep_their_ratio() -> None:
+    parameters = {
+        name: torch.nn.Parameter(torch.ones(2, 2)) for name in ("head.a", "head.deep.b", "tower.c", "tower.bias")
+    }
+    own = config(learning_rate=0.1, learning_rates={"head": 0.3, "head.deep": 0.5})
+    optimizer = build_optimizer(parameters, own)
+    set_learning_rate(optimizer, 0.01)
+    rate_of = {id(member): group["lr"] for group in optimizer.param_groups for member in group["params"]}
+    rates = {name: pytest.approx(rate_of[id(parameter)]) for name, parameter in parameters.items()}
+    assert rates == {"head.a": 0.03, "head.deep.b": 0.05, "tower.c": 0.01, "tower.bias": 0.01}
+
+
+def test_a_rate_for_nothing_is_refused() -> None:
+    parameters = {"head.a": torch.nn.Parameter(torch.ones(2, 2))}
+    with pytest.raises(ValueError, match=r"names haed, but no trained parameter begins so; they begin with: head"):
+        build_optimizer(parameters, config(learning_rates={"haed": 0.3}))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import diptych
 from diptych.train.log import read_log
 from diptych.train.loop import run_training
-from train.tiny_xfusion import build_xfusion_training, write_samples, xfusion_recipe
+from train.tiny_xfusion_runs import build_xfusion_training, write_samples, xfusion_recipe
 from train.toy_method import HookedMethod, ToyMethod, toy_recipe
 from train.two_ranks import MIXES, SITES
 

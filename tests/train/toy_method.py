@@ -103,6 +103,10 @@ class ToyMethod(nn.Module):
         data = b"".join(parameter.detach().numpy().tobytes() for parameter in self.base.parameters())
         return {"base": hashlib.sha256(data).hexdigest()}
 
+    def measure(self, *, seed: int) -> dict[str, float]:
+        del seed
+        return {}
+
     def sample_grid(self, *, seed: int) -> Image.Image:
         torch.manual_seed(seed)  # careless on purpose: training must not notice
         self.grids += 1

@@ -14,7 +14,7 @@ import torch
 from diptych import distributed
 from diptych.train import durable
 from diptych.train.loop import NonFiniteError, run_training
-from train.tiny_xfusion import build_xfusion_training, xfusion_recipe
+from train.tiny_xfusion_runs import build_xfusion_training, xfusion_recipe
 from train.toy_method import HookedMethod, ToyMethod, toy_recipe
 
 MIXES = {"max_steps": 50, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}

@@ -18,17 +18,20 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
     Several processes: torchrun --nproc-per-node 2 -m diptych train RECIPE
     """
     from diptych.config import load_recipe
+    from diptych.stages import expand_stages
 
-    settings = load_recipe(recipe, overrides or [])
+    stages = expand_stages(load_recipe(recipe, overrides or []))
     from diptych.distributed import main_first, process_group
     from diptych.models.registry import build_method
     from diptych.train.loop import run_training
 
     with process_group():
-        with main_first():  # the first to build fills the caches that the others then read
-            method = build_method(settings)
-        result = run_training(settings, method)
-    raise typer.Exit(result.exit_code)
+        for settings in stages:
+            with main_first():  # the first to build fills the caches that the others then read
+                method = build_method(settings)
+            result = run_training(settings, method)
+            if result.exit_code:
+                raise typer.Exit(result.exit_code)
 
 
 def inspect(
@@ -43,10 +46,14 @@ def inspect(
 ) -> None:
     """Say what a recipe costs: parameters and who trains, FLOPs per token by part, memory, expected time."""
     from diptych.config import load_recipe
+    from diptych.stages import expand_stages
 
-    settings = load_recipe(recipe, overrides or [])
+    stages = expand_stages(load_recipe(recipe, overrides or []))
     from diptych.models.accounting import account_recipe, measure_matmul_rate
 
-    account = account_recipe(settings)
-    rate = assume * 1e9 if assume is not None else measure_matmul_rate(account.dtype)
-    print(account.describe(rate, measured=assume is None))
+    for settings in stages:
+        account = account_recipe(settings)
+        rate = assume * 1e9 if assume is not None else measure_matmul_rate(account.dtype)
+        if len(stages) > 1:
+            print(f"stage that writes into {settings.output_dir}")
+        print(account.describe(rate, measured=assume is None))

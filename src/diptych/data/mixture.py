@@ -20,8 +20,8 @@ class Mixture:
     once. `pick` keeps no state: a run that resumes at draw 1,000,000 starts there at once, and ranks or workers that
     share the draws among them share the samples.
 
-    Raises ValueError if the sources do not match the weights, a source is empty, a weight or the run length is below 1, or
-    the seed is negative.
+    Raises ValueError if the sources do not match the weights, a source is empty, a weight or the run length is below 1,
+    or the seed is negative.
     """
 
     num_samples: tuple[int, ...]

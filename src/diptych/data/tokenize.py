@@ -56,7 +56,7 @@ def build_sequence(
     Raises ValueError if nothing is supervised, or the sequence is longer than `max_length` tokens.
     """
     messages = drop_text(sample.messages) if unconditional else sample.messages
-    regions = _render(messages, tokenizer, template, generation_prompt=False)
+    regions = _render(messages, tokenizer, template, image_predicts_text=boundary_ids is not None)
     spans: list[TextSpan | ImageSpan] = []
     for region in regions:
         if isinstance(region, tuple):
@@ -104,9 +104,17 @@ def build_prompt(
 
 
 def _render(
-    messages: Many[Message], tokenizer: Any, template: str, *, generation_prompt: bool
+    messages: Many[Message],
+    tokenizer: Any,
+    template: str,
+    *,
+    generation_prompt: bool = False,
+    image_predicts_text: bool = False,
 ) -> list[TextSpan | tuple[int, bool]]:
-    """Text spans with loss flags, and (index of the image, is it a target), in order."""
+    """Text spans with loss flags, and (index of the image, is it a target), in order.
+
+    image_predicts_text: the end of a turn is learnt behind an image too, not behind text alone.
+    """
     contents: list[dict[str, str]] = []
     queue: list[int] = []
     for message in messages:
@@ -132,10 +140,12 @@ def _render(
             f"the chat template kept {text.count(_OPEN)} of {len(contents)} messages and {text.count(_IMAGE)} of "
             f"{len(queue)} images; set template: chatml or plain in the recipe"
         )
-    return _split(text, messages, queue, tokenizer)
+    return _split(text, messages, queue, tokenizer, image_predicts_text)
 
 
-def _split(text: str, messages: Many[Message], queue: list[int], tokenizer: Any) -> list[TextSpan | tuple[int, bool]]:
+def _split(
+    text: str, messages: Many[Message], queue: list[int], tokenizer: Any, image_predicts_text: bool
+) -> list[TextSpan | tuple[int, bool]]:
     special = set(tokenizer.all_special_ids)
     regions: list[TextSpan | tuple[int, bool]] = []
     pending, loss, inside, ends_turn = "", False, -1, False
@@ -165,7 +175,7 @@ def _split(text: str, messages: Many[Message], queue: list[int], tokenizer: Any)
             message = messages[inside]
             if loss:
                 flush()
-                ends_turn = bool(message.parts) and isinstance(message.parts[-1], str)
+                ends_turn = bool(message.parts) and (image_predicts_text or isinstance(message.parts[-1], str))
             loss = False
         elif character == _IMAGE:
             flush()

@@ -120,6 +120,10 @@ class AutoencoderTraining(nn.Module):
         pictures = [tensor_to_image(image) for image in torch.cat((images, decoded))]
         return draw_image_grid(pictures, ["held out"] * len(images) + ["decoded"] * len(images), columns=len(images))
 
+    def measure(self, *, seed: int) -> dict[str, float]:
+        del seed
+        return {}
+
     def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
         """Writes a diffusers folder in bf16, its latents normalised over the training images, and its held-out PSNR."""
         network = build_autoencoder(

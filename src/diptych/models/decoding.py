@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from diptych.models.token_choice import choose_tokens, stop_ids
 from diptych.models.xfusion import XFusion
 from diptych.nn.attention import Groups
 from diptych.nn.layer_parts import (
@@ -49,7 +50,7 @@ def decode_text(
     top_p: float = 1.0,
 ) -> list[str]:
     """Continues prompts until an end token or `max_new_tokens`; special tokens are left out of the text."""
-    stops = _stop_ids(model, tokenizer)
+    stops = stop_ids(model.text_tower.language_model, tokenizer)
     continued: dict[int, list[int]] = {}
     with_images = [i for i, prompt in enumerate(prompts) if prompt.images]
     if with_images:
@@ -108,7 +109,7 @@ def _decode_routed(
     answers: list[list[int]] = [[] for _ in prompts]
     running = [True] * len(prompts)
     for step in range(max_new_tokens):
-        tokens = _choose(model.text_tower.logits(hidden), do_sample, temperature, top_p)
+        tokens = choose_tokens(model.text_tower.logits(hidden), do_sample, temperature, top_p)
         for index, token in enumerate(tokens.tolist()):
             running[index] = running[index] and token not in stops
             if running[index]:
@@ -196,21 +197,3 @@ def _step(model: XFusion, tokens: Tensor, positions: Tensor, caches: list[LayerC
         hidden = hidden + attention_output(layer, out[:, :, 0])
         hidden = hidden + mlp_output(layer, mlp_input(layer, hidden))
     return hidden
-
-
-def _choose(logits: Tensor, do_sample: bool, temperature: float, top_p: float) -> Tensor:
-    """Next tokens [B] of logits [B, vocabulary]: the likeliest, or drawn from the top_p nucleus."""
-    if not do_sample:
-        return logits.argmax(dim=-1)
-    probabilities = (logits.float() / temperature).softmax(dim=-1)
-    ordered, order = probabilities.sort(dim=-1, descending=True)
-    ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0
-    return order.gather(1, torch.multinomial(ordered, 1))[:, 0]
-
-
-def _stop_ids(model: XFusion, tokenizer: Any) -> set[int]:
-    configured = model.text_tower.language_model.generation_config.eos_token_id
-    stops = set(configured if isinstance(configured, list) else [configured])
-    stops.add(tokenizer.eos_token_id)
-    stops |= {tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|eot_id|>") if t in tokenizer.get_vocab()}
-    return {stop for stop in stops if stop is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +13,14 @@ from torch import Tensor
 from diptych.backbones.language import LanguageModel
 from diptych.config import Recipe
 from diptych.data.formats import Message
-from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.data.images import tensor_to_image
 from diptych.data.tokenize import build_prompt, drop_text
 from diptych.diffusion.sampler import SAMPLERS, guide
+from diptych.models.conversation import Conversation, Part, check_options, parse_conversation
 from diptych.models.decoding import decode_text
 from diptych.models.xfusion import XFusion
 from diptych.nn.visibility import build_plan
 from diptych.sequence import ImageSpan, pack
-
-Part = str | Image.Image
-Conversation = Sequence[Mapping[str, Any]]
-"""Messages {"role", "content"}; content is text, or a list of text and images (PIL, a path, OpenAI content parts)."""
 
 
 class Morph:
@@ -93,7 +90,7 @@ class Morph:
         image k of a conversation derives from (seed, k) alone, so that batching changes nothing.
         Raises ValueError for options out of range and for a conversation without a user turn.
         """
-        _check_options(
+        check_options(
             generation_mode=generation_mode,
             num_images=num_images,
             num_inference_steps=num_inference_steps,
@@ -190,30 +187,8 @@ class Morph:
 
     def _parse(self, conversation: Conversation) -> tuple[tuple[Message, ...], list[Tensor]]:
         """Messages with image indices, and the clean latents of their images."""
-        pixels: list[Tensor] = []
-        messages = []
-        for message in conversation:
-            content = message["content"]
-            parts: list[str | int] = []
-            for part in [content] if isinstance(content, (str, Image.Image)) else content:
-                if isinstance(part, Mapping):
-                    kind = part.get("type")
-                    part = part.get("text") if kind == "text" else part.get(kind or "", part.get("image"))
-                if isinstance(part, str) and (isinstance(content, str) or not _is_image_path(part)):
-                    parts.append(part)
-                elif isinstance(part, (str, Path, Image.Image)):
-                    image = part if isinstance(part, Image.Image) else open_image(part)
-                    parts.append(len(pixels))
-                    pixels.append(image_to_tensor(image.convert("RGB"), self.recipe.image_size))
-                else:
-                    raise ValueError(
-                        f"a message's content holds {type(part).__name__}; give text, a PIL image or the path of one"
-                    )
-            messages.append(Message(str(message["role"]), tuple(parts)))
-        if not any(message.role == "user" for message in messages):
-            raise ValueError("a conversation needs at least one user message")
-        latents = list(self.autoencoder.encode(torch.stack(pixels)).cpu()) if pixels else []
-        return tuple(messages), latents
+        messages, pixels = parse_conversation(conversation, image_size=self.recipe.image_size)
+        return messages, list(self.autoencoder.encode(torch.stack(pixels)).cpu()) if pixels else []
 
 
 def _negative(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
@@ -223,19 +198,3 @@ def _negative(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
         last = max(index for index, message in enumerate(emptied) if message.role == "user")
         emptied[last] = Message("user", (*emptied[last].parts, text))
     return tuple(emptied)
-
-
-def _is_image_path(text: str) -> bool:
-    return text.lower().endswith((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")) and Path(text).is_file()
-
-
-def _check_options(**options: Any) -> None:
-    if options["generation_mode"] not in ("auto", "text", "image"):
-        raise ValueError(f"generation_mode {options['generation_mode']!r} is none of auto, text, image")
-    for name in ("num_images", "max_new_tokens"):
-        if options[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {options[name]}")
-    if options["num_inference_steps"] is not None and options["num_inference_steps"] < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, got {options['num_inference_steps']}")
-    if options["temperature"] <= 0 or not 0 < options["top_p"] <= 1:
-        raise ValueError("temperature must be above 0 and top_p in (0, 1]")

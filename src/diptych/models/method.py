@@ -62,6 +62,10 @@ class Method(Protocol):
         """Draws the recipe's fixed prompts with the present weights; None where the method has nothing to draw."""
         ...
 
+    def measure(self, *, seed: int) -> dict[str, float]:
+        """What is worth watching beside the losses, by name, with the present weights; goes into the log."""
+        ...
+
     def save_pretrained(self, folder: str, *, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Writes a morph: trained tensors (or the averaged `weights` instead), config, hashes of the frozen parts."""
         ...

@@ -12,6 +12,15 @@ def build_method(recipe: Recipe) -> Method:
         from diptych.models.autoencoder_training import AutoencoderTraining
 
         return AutoencoderTraining(recipe)
+    if recipe.method == "pixel_decoder":
+        from diptych.models.pixel_decoder_training import build_pixel_decoder_training
+
+        return build_pixel_decoder_training(recipe)
+    if recipe.method == "vpit":
+        from diptych.models.vpit_checkpoint import build_vpit_morph
+        from diptych.models.vpit_training import VPiTTraining
+
+        return VPiTTraining(recipe, build_vpit_morph(recipe))
     from diptych.models.checkpoint import build_morph
     from diptych.models.xfusion_training import XFusionTraining
 

@@ -17,8 +17,8 @@ from diptych.data.formats import read_sources
 from diptych.data.tokenize import build_sequence
 from diptych.diffusion.path import add_noise, sample_times, velocity_target
 from diptych.models.checkpoint import save_morph
-from diptych.models.generate import Morph
 from diptych.models.encoded_images import image_latents
+from diptych.models.generate import Morph
 from diptych.models.method import LossSum
 from diptych.nn.visibility import RoutingPlan, build_plan
 from diptych.sequence import Batch, pack
@@ -134,6 +134,10 @@ class XFusionTraining(nn.Module):
         answers = self.morph.generate_batch(conversations, generation_mode="image", seed=seed)
         pictures: list[Any] = [answer[0] for answer in answers]
         return draw_image_grid(pictures, list(prompts), columns=min(8, len(prompts)))
+
+    def measure(self, *, seed: int) -> dict[str, float]:
+        del seed
+        return {}
 
     def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
         save_morph(folder, self.morph, weights=weights)

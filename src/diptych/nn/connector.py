@@ -25,7 +25,9 @@ def reduce_tokens(features: Tensor, num_tokens: int) -> Tensor:
         grid = interpolate(grid, (target, target), mode="bilinear", align_corners=False, antialias=False)
     reduced = normalize(grid.flatten(2).transpose(1, 2), dim=-1)
     if not bool(torch.isfinite(reduced).all()):
-        raise ValueError("the image encoder gave features that are not finite; look at the image and the encoder's dtype")
+        raise ValueError(
+            "the image encoder gave features that are not finite; look at the image and the encoder's dtype"
+        )
     return reduced
 
 

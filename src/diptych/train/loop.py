@@ -93,6 +93,7 @@ class _Run:
         self.recipe, self.method, self.interrupt, self.stop = recipe, method, interrupt, stop
         self.output = Path(recipe.output_dir)
         self.losses: dict[str, float] = {}
+        self.measures: dict[str, float] = {}
 
     def train(self) -> TrainResult:
         config = self.recipe.train
@@ -273,10 +274,10 @@ class _Run:
         config, progress = self.recipe.train, self.state.progress
         fraction = training_progress(step, progress.train_seconds, config)
         self.display.move(progress=fraction, step=step, seconds_left=self._seconds_left())
-        if step % config.logging_steps == 0:
-            self._write_row()
         if config.sample_every and step % config.sample_every == 0:
             self._draw_grid()
+        if step % config.logging_steps == 0:
+            self._write_row()
         if step % config.save_every == 0:
             self._save(wait=not config.async_save)
 
@@ -305,6 +306,8 @@ class _Run:
             "train_seconds": progress.train_seconds,
             "skipped_steps": progress.skipped_steps,
         }
+        if self.measures:
+            row["measures"], self.measures = self.measures, {}
         progress.window.totals, progress.window.counts = {}, {}
         self.row_pace = Pace()
         self.display.show_row(row, seconds_left=self._seconds_left())
@@ -315,6 +318,9 @@ class _Run:
         weights = self.state.average.tensors if self.state.average else None
         with random_state_kept(), self.trained.whole(weights) as method, self._autocast():
             grid = method.sample_grid(seed=self.recipe.sample.seed)
+            self.measures = method.measure(seed=self.recipe.sample.seed)
+        for name, value in self.measures.items():
+            self.display.say(f"step {self.state.progress.step}: {name.replace('_', ' ')} {value:.4g}")
         if grid is not None:
             path = self.output / "samples" / f"step-{self.state.progress.step:06d}.png"
             distributed.on_main(lambda: write_grid(path, grid), what=f"writing {path}")
@@ -338,9 +344,9 @@ class _Run:
         """The last row, grid, checkpoint and the morph."""
         config, step = self.recipe.train, self.state.progress.step
         if not interrupted:
-            self._write_row()
             if config.sample_every and step % config.sample_every and step != self.first_step:
                 self._draw_grid()
+            self._write_row()
         self._wait_for_writer()
         if step != self.saved_step:
             self._save(wait=True)

@@ -46,14 +46,20 @@ def learning_rate(step: int, train_seconds: float, config: TrainConfig) -> float
 
 
 def build_optimizer(parameters: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only. Its state exists from the start, so that every checkpoint has it."""
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
-    groups = [
-        {"params": members, "weight_decay": decay}
-        for members, decay in ((matrices, config.weight_decay), (vectors, 0.0))
-        if members
-    ]
+    """AdamW with weight decay on matrices only. Its state exists from the start, so that every checkpoint has it.
+
+    Raises ValueError for a key of `train.learning_rates` that no parameter's name begins with.
+    """
+    members: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in parameters.items():
+        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        members.setdefault((_own_rate(name, config) / config.learning_rate, decay), []).append(parameter)
+    if idle := [key for key in config.learning_rates if not any(name.startswith(key) for name in parameters)]:
+        raise ValueError(
+            f"train.learning_rates names {', '.join(idle)}, but no trained parameter begins so; "
+            f"they begin with: {', '.join(sorted({name.split('.')[0] for name in parameters}))}"
+        )
+    groups = [{"params": own, "weight_decay": decay, "factor": factor} for (factor, decay), own in members.items()]
     optimizer = torch.optim.AdamW(
         groups,
         lr=config.learning_rate,
@@ -68,6 +74,12 @@ def build_optimizer(parameters: Mapping[str, Tensor], config: TrainConfig) -> to
             "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
         }
     return optimizer
+
+
+def _own_rate(name: str, config: TrainConfig) -> float:
+    """The rate of a parameter: that of the longest key that its name begins with."""
+    keys = [key for key in config.learning_rates if name.startswith(key)]
+    return config.learning_rates[max(keys, key=len)] if keys else config.learning_rate
 
 
 def optimizer_moments(optimizer: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,8 +98,9 @@ def set_updates(optimizer: torch.optim.AdamW, updates: int) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
+    """`rate`: of parameters without a rate of their own; the others keep their ratio to it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
 
 
 def squared_norm(gradients: Iterable[Tensor]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from diptych.data.builders import emoji
 from diptych.data.builders.data_card import read_card
 from diptych.data.builders.emoji import QUESTIONS, build_emoji, choose_held_out
 from diptych.data.builders.emoji_concepts import choose_everyday, read_concepts, thumbnail
+from diptych.data.builders.emoji_paraphrases import PARAPHRASES
 from diptych.data.formats import Sample, read_samples
 from emoji_packages import FOLDERS, NAMES, entry, write_packages
 
@@ -105,6 +107,31 @@ def test_held_out_combinations_never_enter_training(packages: dict[str, Any], tm
     assert train | held_out == {(name, style) for name in NAMES for style in ("fluent", "openmoji")}
     assert len({name for name, _ in held_out}) == len(held_out) == len(NAMES) // 2
     assert Counter(style for _, style in held_out) == {"fluent": len(NAMES) // 4, "openmoji": len(NAMES) // 4}
+
+
+def test_unseen_concepts_enter_training_in_no_style(packages: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    everything = len(read_all(_built(folder / "plain", packages))["train_draw.jsonl"])
+    samples = read_all(_built(folder / "unseen", packages, num_unseen=3, held_out_fraction=0))
+    unseen = {(s.meta["concept"], s.meta["style"]) for s in samples["unseen_draw.jsonl"]}
+    assert len(unseen) == 2 * len({concept for concept, _ in unseen}) == 6
+    assert unseen == {(s.meta["concept"], s.meta["style"]) for s in samples["unseen_read.jsonl"]}
+    for name, entries in samples.items():
+        if not name.startswith("unseen"):
+            assert not {concept for concept, _ in unseen} & {s.meta["concept"] for s in entries}
+    assert everything
+    with pytest.raises(ValueError, match="num_unseen is -1"):
+        _built(folder / "wrong", packages, num_unseen=-1)
+
+
+def _built(folder: Path, packages: dict[str, Any], **options: Any) -> Path:
+    build_emoji(folder, **packages, **options)
+    return folder
+
+
+def test_no_paraphrase_holds_its_name() -> None:
+    for name, paraphrase in PARAPHRASES.items():
+        assert not set(name.split()) & set(re.findall(r"\w+", paraphrase.lower())), name
 
 
 def test_a_fifth_is_held_out_and_the_seed_decides_which() -> None:

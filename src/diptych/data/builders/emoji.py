@@ -39,6 +39,10 @@ SPLITS = {
     "held_out_draw.jsonl": "text to image; combinations of concept and style that training never shows",
     "held_out_read.jsonl": "image to text, three questions per picture; the same held-out combinations",
 }
+UNSEEN_SPLITS = {
+    "unseen_draw.jsonl": "text to image; concepts that training shows in neither style",
+    "unseen_read.jsonl": "image to text; the same concepts",
+}
 _BUILDER_VERSION = 2
 """Counts on whenever the same settings would give other files."""
 _NUM_TAGS = 3
@@ -74,6 +78,7 @@ def build_emoji(
     fluent_folder: str | Path,
     emojibase_folder: str | Path,
     num_concepts: int | None = None,
+    num_unseen: int = 0,
     prompt_kinds: Sequence[str] = ("name",),
     held_out_fraction: float = 0.2,
     image_size: int = 128,
@@ -84,6 +89,7 @@ def build_emoji(
 
     The three folders are the unpacked npm packages openmoji, @lobehub/fluent-emoji-3d and emojibase-data.
     `num_concepts`: that many everyday concepts which look different from each other (`choose_everyday`); None: all.
+    `num_unseen` concepts more are chosen and kept out of training in both styles, in files of their own.
     `prompt_kinds`: "name", "tags" or both. `held_out_fraction` of the concepts have one style in the held-out files
     only, in turn Fluent and OpenMoji.
 
@@ -97,6 +103,8 @@ def build_emoji(
         raise ValueError(f"prompt_kinds is {kinds}; give some of {PROMPT_KINDS}, each once")
     if not 0 <= held_out_fraction <= 1:
         raise ValueError(f"held_out_fraction is {held_out_fraction}; it must lie in 0..1")
+    if num_unseen < 0:
+        raise ValueError(f"num_unseen is {num_unseen}; it must be 0 or more")
     if not 16 <= image_size <= 1024:
         raise ValueError(f"image_size is {image_size}; it must lie in 16..1024")
     openmoji, fluent, emojibase = (_package(folder) for folder in (openmoji_folder, fluent_folder, emojibase_folder))
@@ -110,7 +118,7 @@ def build_emoji(
         "held_out_fraction": held_out_fraction,
         "image_size": image_size,
         "seed": seed,
-    }
+    } | ({"num_unseen": num_unseen} if num_unseen else {})
     if is_built(out, settings):
         return BuiltSet(out, read_card(out), is_new=False)
 
@@ -126,8 +134,10 @@ def build_emoji(
     if num_concepts is None:
         concepts = without_twins(concepts, thumbnails)
     else:
-        concepts = choose_everyday(concepts, thumbnails, num_concepts)
-    held_out = choose_held_out([concept.name for concept in concepts], fraction=held_out_fraction, seed=seed)
+        concepts = choose_everyday(concepts, thumbnails, num_concepts + num_unseen)
+    unseen = choose_unseen([concept.name for concept in concepts], num_unseen, seed=seed)
+    seen = [concept.name for concept in concepts if concept.name not in unseen]
+    held_out = choose_held_out(seen, fraction=held_out_fraction, seed=seed)
 
     with building(out.resolve()) as folder:
         for style in STYLES:
@@ -137,8 +147,8 @@ def build_emoji(
                 pictures[concept.name][style].save(folder / image_path(concept, style), format="PNG")
             if progress is not None:
                 progress("writing images", done, len(concepts))
-        num_samples = _write_splits(folder, concepts, held_out, kinds, seed)
-        _write_concepts(folder, concepts, held_out)
+        num_samples = _write_splits(folder, concepts, held_out, unseen, kinds, seed)
+        _write_concepts(folder, concepts, held_out, unseen)
         card = DataCard(
             name="emoji",
             description="Emoji in two styles: to be drawn from their CLDR names and tags, and named from pictures.",
@@ -148,9 +158,10 @@ def build_emoji(
                 "images": len(concepts) * len(STYLES),
                 "held-out combinations, Fluent": sum(style == "fluent" for style in held_out.values()),
                 "held-out combinations, OpenMoji": sum(style == "openmoji" for style in held_out.values()),
-            },
+            }
+            | ({"concepts that training never shows": num_unseen} if num_unseen else {}),
             num_samples=num_samples,
-            splits=SPLITS,
+            splits=SPLITS | (UNSEEN_SPLITS if num_unseen else {}),
             licences=licences,
         )
         write_card(folder, card)
@@ -176,18 +187,31 @@ def choose_held_out(names: Sequence[str], *, fraction: float, seed: int) -> dict
     return {name: STYLES[turn % 2] for turn, name in enumerate(ranked[: round(fraction * len(names))])}
 
 
+def choose_unseen(names: Sequence[str], count: int, *, seed: int) -> set[str]:
+    """The names that training shows in neither style."""
+    return set(sorted(names, key=lambda name: _hash(f"unseen:{seed}:{name}"))[:count])
+
+
 def _write_splits(
-    folder: Path, concepts: Sequence[Concept], held_out: dict[str, str], kinds: Sequence[str], seed: int
+    folder: Path,
+    concepts: Sequence[Concept],
+    held_out: dict[str, str],
+    unseen: set[str],
+    kinds: Sequence[str],
+    seed: int,
 ) -> dict[str, int]:
-    splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
+    splits: dict[str, list[Sample]] = {name: [] for name in (*SPLITS, *(UNSEEN_SPLITS if unseen else ()))}
     for concept in concepts:
         for style in STYLES:
-            is_held_out = held_out.get(concept.name) == style
-            prefix = "held_out" if is_held_out else "train"
+            is_held_out = concept.name in unseen or held_out.get(concept.name) == style
+            prefix = "unseen" if concept.name in unseen else "held_out" if is_held_out else "train"
             meta = {"concept": concept.name, "style": style, "held_out": is_held_out}
             images = (image_path(concept, style),)
             for kind in kinds:
-                prompt = draw_prompt(concept.name, style) if kind == "name" else _tags_prompt(concept, style, seed)
+                named = kind == "name"
+                prompt = (
+                    draw_prompt(concept.name, style) if named else tags_prompt(concept.name, concept.tags, style, seed)
+                )
                 if prompt is not None:
                     messages = (Message("user", (prompt,)), Message("assistant", (0,)))
                     splits[f"{prefix}_draw.jsonl"].append(Sample(messages, images, {**meta, "prompt_kind": kind}))
@@ -197,13 +221,13 @@ def _write_splits(
     return {name: write_samples(folder / name, samples) for name, samples in splits.items()}
 
 
-def _tags_prompt(concept: Concept, style: str, seed: int) -> str | None:
-    """A prompt of up to three of the tags, in an order of their own; None for a concept without tags."""
-    tags = sorted(concept.tags, key=lambda tag: _hash(f"tags:{seed}:{concept.name}:{tag}"))[:_NUM_TAGS]
-    return f"Draw a picture of {', '.join(tags)} in {STYLE_WORDS[style]} style." if tags else None
+def tags_prompt(name: str, tags: Sequence[str], style: str, seed: int = 0) -> str | None:
+    """A prompt of up to three of a concept's tags, in an order of their own; None for one without tags."""
+    chosen = sorted(tags, key=lambda tag: _hash(f"tags:{seed}:{name}:{tag}"))[:_NUM_TAGS]
+    return f"Draw a picture of {', '.join(chosen)} in {STYLE_WORDS[style]} style." if chosen else None
 
 
-def _write_concepts(folder: Path, concepts: Sequence[Concept], held_out: dict[str, str]) -> None:
+def _write_concepts(folder: Path, concepts: Sequence[Concept], held_out: dict[str, str], unseen: set[str]) -> None:
     entries = [
         {
             "name": concept.name,
@@ -214,6 +238,7 @@ def _write_concepts(folder: Path, concepts: Sequence[Concept], held_out: dict[st
             "tags": list(concept.tags),
             "images": {style: image_path(concept, style) for style in STYLES},
             "held_out_style": held_out.get(concept.name),
+            "unseen": concept.name in unseen,
         }
         for concept in concepts
     ]

@@ -1,0 +1,327 @@
+"""From visual tokens to pixels: one interface over two denoisers, and its files.
+
+A pixel decoder never sees the language model. It is trained on images alone (pixel_decoder_training.py) and reads
+the visual tokens of one image encoder: those of real images, or those that a VPiT morph predicts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import diptych
+from diptych.backbones.autoencoder import load_autoencoder
+from diptych.backbones.vision import ImageEncoder, load_image_encoder
+from diptych.config import Recipe, build_recipe
+from diptych.distributed import compute_device
+from diptych.models.flow_decoder import FlowDenoiser
+from diptych.models.morph_files import (
+    CONFIG,
+    FORMAT,
+    WEIGHTS,
+    check_hashes,
+    find_morph,
+    load_tensors,
+    read_config,
+    replace_whole,
+)
+from diptych.nn.towers.pixel_transformer import PixelTransformer
+
+OWN_FOLDER = "pixel_decoder"
+"""Where in a VPiT morph's folder its pixel decoder lies."""
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Which visual tokens a pixel decoder reads: a grid of one encoder's features, each of length 1."""
+
+    image_encoder: str
+    encoder_hash: str
+    encoder_layer: int | None
+    encoder_image_size: int
+    num_image_tokens: int
+    feature_dim: int
+
+    @classmethod
+    def of(cls, encoder: Any, num_image_tokens: int) -> VisualTokens:
+        return cls(
+            image_encoder=encoder.name,
+            encoder_hash=encoder.hash,
+            encoder_layer=encoder.layer,
+            encoder_image_size=encoder.preprocessing.image_size,
+            num_image_tokens=num_image_tokens,
+            feature_dim=encoder.feature_dim,
+        )
+
+    def differences(self, other: VisualTokens) -> list[str]:
+        """What these are and the others are not, in words; the encoder counts by its weights, not its name."""
+        mine, theirs = asdict(self), asdict(other)
+        found = [key for key in mine if mine[key] != theirs[key] and key not in ("image_encoder", "encoder_hash")]
+        texts = [f"{key} is {mine[key]}, not {theirs[key]}" for key in found]
+        if self.encoder_hash != other.encoder_hash:
+            texts.insert(
+                0,
+                f"image_encoder is {self.image_encoder!r} with hash {self.encoder_hash[:16]}, "
+                f"not {other.image_encoder!r} with {other.encoder_hash[:16]}",
+            )
+        return texts
+
+
+class Denoiser(Protocol):
+    """What a pixel decoder asks of its network; also an `nn.Module`, all of whose parameters are trained.
+
+    loss_name: of the training loss. latent_shape: (C, h, w). samplers: names that `sample` takes.
+    """
+
+    loss_name: str
+    latent_shape: tuple[int, int, int]
+    samplers: tuple[str, ...]
+    default_sampler: str
+
+    def standardise(self, features: Tensor) -> None:
+        """Sees visual tokens [N, n, F] of training images, once before training."""
+        ...
+
+    def sample_time(self, generator: torch.Generator) -> Tensor:
+        """The time [] that an image is noised to in training."""
+        ...
+
+    def forward(self, latents: Tensor, features: Tensor, noise: Tensor, t: Tensor, dropped: Tensor) -> Tensor:
+        """The loss [] as a sum over all elements: latents and noise [I, C, h, w], visual tokens [I, n, F], times [I],
+        dropped bool [I]: images learnt without their visual tokens."""
+        ...
+
+    def sample(
+        self, features: Tensor, noise: Tensor, *, guidance_scale: float, num_inference_steps: int, sampler: str
+    ) -> Tensor:
+        """Latents [I, C, h, w] from standard normal noise of that shape. Scale 1: the condition alone, not guided."""
+        ...
+
+    def shard_modules(self) -> Iterable[nn.Module]: ...
+
+    def checkpoint_gradients(self) -> None: ...
+
+    def description(self) -> dict[str, Any]:
+        """What besides the recipe is needed to build it again, as JSON."""
+        ...
+
+
+class PixelDecoder(nn.Module):
+    """Visual tokens to images. Built by `build_pixel_decoder` (untrained) and `load_pixel_decoder`."""
+
+    def __init__(self, denoiser: Denoiser, autoencoder: Any, *, visual_tokens: VisualTokens, recipe: Recipe) -> None:
+        super().__init__()
+        self.denoiser = cast(Any, denoiser)
+        self.autoencoder = autoencoder
+        self.visual_tokens = visual_tokens
+        self.recipe = recipe
+        self._check_guidance(recipe.sample.guidance_scale)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    def frozen_hashes(self) -> dict[str, str]:
+        return {"image_encoder": self.visual_tokens.encoder_hash, "autoencoder": self.autoencoder.hash}
+
+    def check_encoder(self, encoder: Any, *, num_image_tokens: int) -> None:
+        """Raises ValueError, naming each difference, if these are not the visual tokens that this decoder reads."""
+        found = self.visual_tokens.differences(VisualTokens.of(encoder, num_image_tokens))
+        if found:
+            raise ValueError(
+                f"this pixel decoder reads other visual tokens: its {'; its '.join(found)}. Train one for these "
+                "(vpit: in its recipe), or use the encoder, layer, size and grid that it was trained with"
+            )
+
+    def load_encoder(self) -> ImageEncoder:
+        """The image encoder whose visual tokens it reads. Raises ValueError if that cannot be had any more."""
+        config = self.recipe.vpit
+        encoder = load_image_encoder(
+            config.image_encoder, layer=config.encoder_layer, image_size=config.encoder_image_size
+        )
+        self.check_encoder(encoder, num_image_tokens=config.num_image_tokens)
+        return encoder.to(self.device)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        features: Tensor,
+        *,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        max_batch_size: int = 64,
+    ) -> Tensor:
+        """Visual tokens [I, n, F] -> images [I, 3, H, W] in -1..1 on the CPU.
+
+        Options left out are the recipe's `sample:`; scale 1 is no guidance. The noise of image k derives from
+        (seed, k) alone, so that batching changes nothing. Raises ValueError for tokens of another shape or that are
+        not finite (it names the image), for options out of range and an unknown sampler.
+        """
+        self._check_features(features)
+        defaults, denoiser = self.recipe.sample, self.denoiser
+        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        num_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
+        sampler = denoiser.default_sampler if sampler is None else sampler
+        self._check_guidance(scale)
+        if num_steps < 1:
+            raise ValueError(f"num_inference_steps must be 1 or more, got {num_steps}")
+        if sampler not in denoiser.samplers:
+            raise ValueError(f"unknown sampler {sampler!r}; choose one of: {', '.join(denoiser.samplers)}")
+        images = [torch.zeros(0, 3, self.recipe.image_size, self.recipe.image_size)]
+        for start in range(0, len(features), max_batch_size):
+            chunk = features[start : start + max_batch_size].to(self.device, torch.float32)
+            noise = starting_noise(range(start, start + len(chunk)), denoiser.latent_shape, seed=seed).to(self.device)
+            latents = denoiser.sample(
+                chunk, noise, guidance_scale=scale, num_inference_steps=num_steps, sampler=sampler
+            )
+            images.append(self.autoencoder.decode(latents).float().cpu())
+        return torch.cat(images)
+
+    def save_pretrained(self, folder: str | Path, *, weights: dict[str, Tensor] | None = None) -> None:
+        """Writes all trained tensors and the config. `weights`: these (averaged ones, say) in place of the present."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        dtype = torch.bfloat16 if self.recipe.morph_dtype == "bfloat16" else torch.float32
+        tensors = weights if weights is not None else dict(self.denoiser.named_parameters())
+        stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+        config = {
+            "format": FORMAT,
+            "diptych_version": diptych.__version__,
+            "hashes": self.frozen_hashes(),
+            "visual_tokens": asdict(self.visual_tokens),
+            "denoiser": self.denoiser.description(),
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+        replace_whole(folder / WEIGHTS, lambda path: save_file(stored, path, metadata={"format": "pt"}))
+        replace_whole(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2), encoding="utf-8"))
+
+    def _check_features(self, features: Tensor) -> None:
+        wanted = (self.visual_tokens.num_image_tokens, self.visual_tokens.feature_dim)
+        if features.ndim != 3 or tuple(features.shape[1:]) != wanted or not features.is_floating_point():
+            raise ValueError(
+                f"this pixel decoder reads visual tokens [images, {wanted[0]}, {wanted[1]}], "
+                f"got {features.dtype} {list(features.shape)}"
+            )
+        finite = torch.isfinite(features).all(dim=2).all(dim=1)
+        if not bool(finite.all()):
+            broken = (~finite).nonzero().flatten().tolist()
+            raise ValueError(
+                f"the visual tokens of image {', '.join(map(str, broken[:8]))} are not finite; look at the encoder, "
+                "or at the morph that predicted them"
+            )
+
+    def _check_guidance(self, scale: float) -> None:
+        if not math.isfinite(scale):
+            raise ValueError(f"guidance_scale must be a number, got {scale}")
+        if scale != 1.0 and not self.recipe.pixel_decoder_training.dropout_prob:
+            raise ValueError(
+                f"guidance_scale {scale:g} needs a pixel decoder trained with condition_dropout_prob above 0; "
+                "this one knows no image without its visual tokens: set sample.guidance_scale to 1"
+            )
+
+
+def starting_noise(images: Iterable[int], shape: tuple[int, ...], *, seed: int) -> Tensor:
+    """Standard normal noise [I, *shape], that of image k from (seed, k) alone."""
+    generators = [torch.Generator().manual_seed((seed * 1_000_003 + k) % 2**63) for k in images]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def build_pixel_decoder(recipe: Recipe, encoder: Any, *, autoencoder: Any = None) -> PixelDecoder:
+    """An untrained pixel decoder of this recipe (kind stable_diffusion: its UNet as the base's).
+
+    `autoencoder`: in place of the one that the recipe names. Raises ValueError for what is missing or does not fit.
+    """
+    visual_tokens = VisualTokens.of(encoder, recipe.vpit.num_image_tokens)
+    return _assemble(recipe, visual_tokens, autoencoder=autoencoder, description=None)
+
+
+def load_pixel_decoder(path: str | Path) -> PixelDecoder:
+    """Loads a trained pixel decoder: a folder written by `diptych train` or of a VPiT morph that has one, or a Hub id.
+
+    Raises ValueError, naming the thing and the remedy: nothing there, another kind of model, a morph without a pixel
+    decoder, a broken file, tensors that do not fit (all of them), an autoencoder with another hash.
+    """
+    folder = find_morph(path)
+    config = read_config(folder / CONFIG)
+    recipe = build_recipe(config["recipe"], origin=str(folder / CONFIG))
+    if recipe.method == "vpit":
+        return load_pixel_decoder(_decoder_of_morph(folder, recipe))
+    if recipe.method != "pixel_decoder":
+        raise ValueError(f"{folder} is of method {recipe.method}, not a pixel decoder; {HOW_TO_GET_ONE}")
+    try:
+        visual_tokens, description = VisualTokens(**config["visual_tokens"]), dict(config["denoiser"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged ({error!r}); copy the pixel decoder again") from error
+    decoder = _assemble(recipe, visual_tokens, autoencoder=None, description=description)
+    names = {"image_encoder": recipe.vpit.image_encoder, "autoencoder": decoder.autoencoder.name}
+    check_hashes(folder, config["hashes"], decoder.frozen_hashes(), names)
+    load_tensors(dict(decoder.denoiser.named_parameters()), folder / WEIGHTS)
+    return decoder.eval().requires_grad_(False)
+
+
+HOW_TO_GET_ONE = "train one (diptych train recipes/emoji-pixel-decoder.yaml) and give its morph folder"
+
+
+def _decoder_of_morph(folder: Path, recipe: Recipe) -> str | Path:
+    if (folder / OWN_FOLDER / CONFIG).is_file():
+        return folder / OWN_FOLDER
+    if recipe.vpit.pixel_decoder is None:
+        raise ValueError(f"the morph {folder} has no pixel decoder; {HOW_TO_GET_ONE}, or name it in vpit.pixel_decoder")
+    return recipe.vpit.pixel_decoder
+
+
+def _assemble(
+    recipe: Recipe, visual_tokens: VisualTokens, *, autoencoder: Any, description: dict[str, Any] | None
+) -> PixelDecoder:
+    """`description`: of a trained decoder whose weights come next; None: the recipe's start."""
+    torch.manual_seed(recipe.seed)
+    if recipe.pixel_decoder_training.kind == "stable_diffusion":
+        from diptych.models.stable_diffusion_decoder import build_stable_diffusion
+
+        denoiser, autoencoder = build_stable_diffusion(
+            recipe,
+            feature_dim=visual_tokens.feature_dim,
+            num_image_tokens=visual_tokens.num_image_tokens,
+            description=description,
+        )
+    else:
+        autoencoder = autoencoder or load_autoencoder(recipe.autoencoder)
+        denoiser = _build_flow(recipe, visual_tokens, autoencoder)
+    device = compute_device()
+    autoencoder.to(device)
+    return PixelDecoder(denoiser, autoencoder, visual_tokens=visual_tokens, recipe=recipe).to(device)
+
+
+def _build_flow(recipe: Recipe, visual_tokens: VisualTokens, autoencoder: Any) -> FlowDenoiser:
+    config = recipe.pixel_decoder_training
+    if recipe.image_size % autoencoder.downsampling:
+        raise ValueError(
+            f"image_size {recipe.image_size} must be a multiple of {autoencoder.downsampling}, "
+            f"by which autoencoder {autoencoder.name!r} makes images smaller"
+        )
+    network = PixelTransformer(
+        latent_channels=autoencoder.latent_channels,
+        latent_size=recipe.image_size // autoencoder.downsampling,
+        patch_size=config.patch_size,
+        feature_dim=visual_tokens.feature_dim,
+        num_image_tokens=visual_tokens.num_image_tokens,
+        width=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_attention_heads,
+    )
+    return FlowDenoiser(
+        network,
+        sampler=recipe.sample.sampler,
+        timestep_sampling=recipe.objective.timestep_sampling,
+        timestep_shift=recipe.objective.timestep_shift,
+    )

@@ -1,0 +1,144 @@
+"""A pixel decoder as the train loop sees it: images alone, as latents and visual tokens that are computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from diptych.backbones.assets import cache_root
+from diptych.backbones.vision import load_image_encoder
+from diptych.config import Recipe
+from diptych.data.contact_sheet import draw_image_grid
+from diptych.data.formats import read_sources
+from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.distributed import compute_device
+from diptych.models.encoded_images import image_features, image_latents
+from diptych.models.method import LossSum
+from diptych.models.pixel_decoder import PixelDecoder, build_pixel_decoder
+from diptych.nn.connector import reduce_tokens
+
+NUM_SHOWN = 8
+NUM_STANDARDISED = 2048
+
+
+@dataclass(frozen=True)
+class PixelDecoderBatch:
+    """Latents and noise [I, C, h, w], visual tokens [I, n, F], times [I]; `dropped` [I]: learnt without the tokens."""
+
+    latents: Tensor
+    features: Tensor
+    noise: Tensor
+    t: Tensor
+    dropped: Tensor
+
+    def to(self, device: torch.device | str) -> PixelDecoderBatch:
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+class PixelDecoderTraining(nn.Module):
+    """Trains the denoiser of a pixel decoder; encoder and autoencoder stay as they are. Implements `Method`.
+
+    A sample is an image of a source; one that a source names several times counts once in it.
+    Raises ValueError for a source without images.
+    """
+
+    def __init__(self, recipe: Recipe, decoder: PixelDecoder, encoder: Any, *, cache_dir: Path | None) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.decoder = decoder
+        self.encoder = encoder
+        self.loss_weights = {decoder.denoiser.loss_name: 1.0}
+        self.images = [
+            list(dict.fromkeys(image for sample in samples for image in sample.images))
+            for samples in read_sources(recipe.data)
+        ]
+        for source, images in zip(recipe.data.sources, self.images, strict=True):
+            if not images:
+                raise ValueError(f"{source.path} names no images, and a pixel decoder learns from nothing else")
+        everything = sorted({image for images in self.images for image in images})
+        self.latents = image_latents(decoder.autoencoder, recipe.image_size, cache_dir=cache_dir)
+        self.features = image_features(encoder, recipe.vpit.num_image_tokens, cache_dir=cache_dir)
+        self.latents.prepare(everything)
+        self.features.prepare(everything)
+        seen = everything[:: max(1, len(everything) // NUM_STANDARDISED)]
+        decoder.denoiser.standardise(torch.stack([self.features.load(image) for image in seen]).to(decoder.device))
+        if recipe.train.gradient_checkpointing:
+            decoder.denoiser.checkpoint_gradients()
+        self.train()
+
+    def num_samples(self) -> tuple[int, ...]:
+        return tuple(len(images) for images in self.images)
+
+    def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> PixelDecoderBatch:
+        dropout = self.recipe.pixel_decoder_training.dropout_prob
+        latents, features, noise, times, dropped = [], [], [], [], []
+        for draw, source, index in picks:
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
+            image = self.images[source][index]
+            latents.append(self.latents.load(image))
+            features.append(self.features.load(image))
+            dropped.append(torch.rand((), generator=generator) < dropout)
+            times.append(self.decoder.denoiser.sample_time(generator))
+            noise.append(torch.randn(latents[-1].shape, generator=generator))
+        columns = (latents, features, noise, times, dropped)
+        return PixelDecoderBatch(*(torch.stack(column) for column in columns))
+
+    def loss_counts(self, batch: PixelDecoderBatch) -> dict[str, float]:
+        return {self.decoder.denoiser.loss_name: float(batch.latents.numel())}
+
+    def forward(self, batch: PixelDecoderBatch) -> dict[str, LossSum]:
+        total = self.decoder.denoiser(batch.latents, batch.features, batch.noise, batch.t, batch.dropped)
+        return {name: LossSum(total, count) for name, count in self.loss_counts(batch).items()}
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.decoder.denoiser.named_parameters())
+
+    def shard_modules(self) -> Iterable[nn.Module]:
+        return self.decoder.denoiser.shard_modules()
+
+    def frozen_hashes(self) -> dict[str, str]:
+        return self.decoder.frozen_hashes()
+
+    def sample_grid(self, *, seed: int) -> Image.Image | None:
+        """Real images above their reconstructions."""
+        size = self.recipe.image_size
+        pictures = [tensor_to_image(image_to_tensor(open_image(path), size)) for path in self._shown()]
+        pictures += [tensor_to_image(image) for image in self._reconstruct(seed)]
+        shown = len(pictures) // 2
+        return draw_image_grid(pictures, ["real"] * shown + ["reconstructed"] * shown, columns=shown)
+
+    def measure(self, *, seed: int) -> dict[str, float]:
+        """`reconstruction_cosine`: visual tokens of reconstructions against those that they were drawn from."""
+        drawn = self.encoder.features(self._reconstruct(seed))
+        real = self._shown_features().to(drawn.device)
+        return {"reconstruction_cosine": float(cosine_similarity(reduce_tokens(drawn, real.shape[1]), real, -1).mean())}
+
+    def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
+        self.decoder.save_pretrained(folder, weights=weights)
+
+    def _shown(self) -> list[str]:
+        images = self.images[0]
+        return images[:: max(1, len(images) // NUM_SHOWN)][:NUM_SHOWN]
+
+    def _shown_features(self) -> Tensor:
+        return torch.stack([self.features.load(path) for path in self._shown()])
+
+    def _reconstruct(self, seed: int) -> Tensor:
+        return self.decoder.decode(self._shown_features(), seed=seed)
+
+
+def build_pixel_decoder_training(recipe: Recipe) -> PixelDecoderTraining:
+    """Builds what the recipe trains, with its data. Raises ValueError for whatever is missing or does not fit."""
+    config = recipe.vpit
+    encoder = load_image_encoder(config.image_encoder, layer=config.encoder_layer, image_size=config.encoder_image_size)
+    encoder.to(compute_device())
+    decoder = build_pixel_decoder(recipe, encoder)
+    cache_dir = Path(recipe.cache_dir) if recipe.cache_dir else cache_root() / "tensors"
+    return PixelDecoderTraining(recipe, decoder, encoder, cache_dir=cache_dir)

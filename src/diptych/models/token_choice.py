@@ -1,0 +1,27 @@
+"""The next text token, and the tokens that end an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def choose_tokens(logits: Tensor, do_sample: bool, temperature: float, top_p: float) -> Tensor:
+    """Next tokens [B] of logits [B, vocabulary]: the likeliest, or drawn from the top_p nucleus."""
+    if not do_sample:
+        return logits.argmax(dim=-1)
+    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0
+    return order.gather(1, torch.multinomial(ordered, 1))[:, 0]
+
+
+def stop_ids(language_model: Any, tokenizer: Any) -> set[int]:
+    """Ids of the tokens that end an answer: the language model's, the tokenizer's, and the chat templates' own."""
+    configured = language_model.generation_config.eos_token_id
+    stops = set(configured if isinstance(configured, list) else [configured])
+    stops.add(tokenizer.eos_token_id)
+    stops |= {tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|eot_id|>") if t in tokenizer.get_vocab()}
+    return {stop for stop in stops if stop is not None}

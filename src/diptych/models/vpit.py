@@ -1,0 +1,120 @@
+"""VPiT (MetaMorph, arXiv 2412.14164): a causal LM that predicts text tokens and visual tokens from one stream.
+
+A visual token is an image encoder's feature, of length 1. As an input it passes through the connector; as an output
+the visual head predicts it from the state before it, as the LM head predicts text. Only `inputs_embeds` and final
+hidden states of the language model are used, so that every Hugging Face causal LM fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diptych.nn.boundary_tokens import BoundaryTokens
+from diptych.nn.connector import Connector, VisualHead
+from diptych.sequence import IGNORE_INDEX, Batch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed tokens as padded rows: `index` [S, T] holds the packed position of each token (0 where padded), `row`
+    and `column` [N] where each packed token lies. Padding stands at the end: under causal attention nobody sees it."""
+
+    index: Tensor
+    row: Tensor
+    column: Tensor
+
+    def to(self, device: torch.device | str) -> Rows:
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+def build_rows(batch: Batch) -> Rows:
+    index = torch.zeros(batch.num_samples, int(batch.positions.max()) + 1, dtype=torch.long)
+    index[batch.sample_ids, batch.positions] = torch.arange(len(batch.positions))
+    return Rows(index, batch.sample_ids, batch.positions)
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Packed positions [Nt] whose state predicts a text token, the tokens [Nt], and the positions [Nv] whose state
+    predicts a visual token of a target image. `target_images` [It]: their images, in order, n positions each."""
+
+    text: Tensor
+    labels: Tensor
+    visual: Tensor
+    target_images: Tensor
+
+    def to(self, device: torch.device | str) -> Supervision:
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+def find_supervision(batch: Batch, image_start: int) -> Supervision:
+    """Shift by one (MetaMorph, losses): the state at position p predicts what stands at p + 1.
+
+    Raises ValueError for a target image that does not stand right behind `image_start`: nothing would predict it.
+    """
+    text = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]
+    is_target = torch.zeros_like(batch.is_image)
+    is_target[batch.is_image] = batch.image_is_target[batch.image_ids[batch.is_image]]
+    targets = is_target.nonzero()[:, 0]
+    first = targets[(batch.image_ids[targets] != batch.image_ids[targets - 1]) | (targets == 0)]
+    if bool(((first == 0) | (batch.token_ids[first - 1] != image_start) | batch.is_image[first - 1]).any()):
+        raise ValueError("a target image does not stand behind its <image_start>; build sequences with boundary_ids")
+    return Supervision(text, batch.labels[text], targets - 1, batch.image_is_target.nonzero()[:, 0])
+
+
+class VPiT(nn.Module):
+    """Language model, connector, visual head, boundary tokens.
+
+    Raises ValueError if the language model changes its LM head's logits further (a cap, a scale) in a way that is not
+    known here, so that the loss would be of another model than the one that generates.
+    """
+
+    def __init__(
+        self,
+        language_model: Any,
+        *,
+        feature_dim: int,
+        num_image_tokens: int,
+        token_ids: tuple[int, int],
+        connector: str,
+    ) -> None:
+        super().__init__()
+        width = int(language_model.get_input_embeddings().weight.shape[1])
+        self.connector = Connector(feature_dim, width, kind=connector)
+        self.visual_head = VisualHead(width, feature_dim)
+        self.boundary_tokens = BoundaryTokens(language_model, token_ids)
+        self.language_model = language_model
+        self.feature_dim = feature_dim
+        self.num_image_tokens = num_image_tokens
+
+    @property
+    def decoder(self) -> Any:
+        """The language model without its LM head."""
+        return self.language_model.get_decoder()
+
+    def embed(self, token_ids: Tensor, is_image: Tensor, features: Tensor | None) -> Tensor:
+        """Embeddings [..., D] of tokens [...]; features [I, n, F], in order, stand where `is_image`.
+
+        Raises ValueError with both counts if there are more or fewer visual tokens than places for them.
+        """
+        embeddings = self.boundary_tokens.embed(token_ids, self.language_model.get_input_embeddings())
+        num_places, num_given = int(is_image.sum()), 0 if features is None else features[..., 0].numel()
+        if num_places != num_given:
+            raise ValueError(f"{num_given} visual tokens were given for {num_places} places in the sequence")
+        if features is None or not num_given:
+            return embeddings
+        return embeddings.masked_scatter(is_image[..., None], self.connector(features).to(embeddings.dtype))
+
+    def states(self, batch: Batch, rows: Rows, features: Tensor | None) -> Tensor:
+        """Final states [N, D] of a packed batch; features [I, n, F] are the visual inputs of all its images."""
+        embeddings = self.embed(batch.token_ids, batch.is_image, features)
+        hidden = self.decoder(inputs_embeds=embeddings[rows.index], use_cache=False).last_hidden_state
+        return hidden[rows.row, rows.column]
+
+    def text_logits(self, states: Tensor) -> Tensor:
+        """Final states [N, D] -> logits over the vocabulary with the boundary tokens in it."""
+        return self.boundary_tokens.logits(states, self.language_model.get_output_embeddings())

@@ -1,0 +1,92 @@
+"""From a recipe to the parts of a VPiT model: boundary tokens, heads, adapters, and who trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from diptych.config import LoraConfig, Recipe
+from diptych.models.vpit import VPiT
+from diptych.nn.boundary_tokens import add_boundary_tokens
+
+
+def build_vpit(recipe: Recipe, language_model: Any, tokenizer: Any, *, feature_dim: int) -> VPiT:
+    """Builds the model around a causal LM; the boundary tokens are added to `tokenizer`.
+
+    Raises ValueError: see `add_boundary_tokens`, `check_head` and `add_lora`.
+    """
+    config = recipe.vpit
+    check_head(language_model, name=recipe.language_model)
+    token_ids = add_boundary_tokens(tokenizer, config.image_start, config.image_end)
+    model = VPiT(
+        language_model,
+        feature_dim=feature_dim,
+        num_image_tokens=config.num_image_tokens,
+        token_ids=token_ids,
+        connector=config.connector,
+    )
+    if config.lora is not None:
+        add_lora(language_model, config.lora)
+    return model
+
+
+@torch.no_grad()
+def check_head(language_model: Any, *, name: str) -> None:
+    """Raises ValueError if the logits are more than the LM head of the decoder's final states (a cap, a scale ...).
+
+    Looked at with three tokens; on the meta device there is nothing to look at.
+    """
+    head = language_model.get_output_embeddings()
+    if head is None or language_model.get_input_embeddings() is None:
+        raise ValueError(f"language model {name!r} has no LM head or no embedding; VPiT needs a causal LM")
+    if head.weight.device.type == "meta":
+        return
+    ids = torch.tensor([[0, 1, 2]], device=head.weight.device)
+    states = language_model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    logits = language_model(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(head(states).float(), logits.float(), atol=1e-3, rtol=1e-3):
+        raise ValueError(
+            f"language model {name!r} changes what its LM head gives (a cap or a scale on its logits), which VPiT's "
+            "loss does not know; take one whose logits are its LM head's"
+        )
+
+
+def add_lora(language_model: Any, lora: LoraConfig) -> None:
+    """Puts low-rank adapters (peft) into the language model, in place. Raises ValueError if no module takes one."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError(f"vpit.lora needs peft ({error}); install it with: pip install 'diptych[train]'") from error
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.lora_dropout,
+        target_modules=_linear_names(language_model) if modules == "all-linear" else modules,
+    )
+    peft.inject_adapter_in_model(config, language_model)
+
+
+def _linear_names(language_model: Any) -> list[str]:
+    """Names of the linear layers of the decoder; the LM head is none of them."""
+    head = language_model.get_output_embeddings()
+    return [
+        name for name, module in language_model.named_modules() if isinstance(module, nn.Linear) and module is not head
+    ]
+
+
+def trained_parameters(model: VPiT, recipe: Recipe) -> dict[str, nn.Parameter]:
+    """Exactly what the recipe trains, by name; everything else is frozen here."""
+    config = recipe.vpit
+    chosen: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        part = name.split(".", 1)[0]
+        wanted = part in config.train_parts
+        if part == "language_model" and config.lora is not None:
+            wanted = wanted and ".lora_" in name
+        parameter.requires_grad_(wanted)
+        if wanted:
+            chosen[name] = parameter
+    return chosen

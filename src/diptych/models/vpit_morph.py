@@ -1,0 +1,196 @@
+"""A VPiT morph at work: conversations in, text and images out; the model itself decides when it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diptych.backbones.language import LanguageModel
+from diptych.config import Recipe
+from diptych.data.formats import Message
+from diptych.data.images import tensor_to_image
+from diptych.data.tokenize import build_prompt, drop_text
+from diptych.models.conversation import Conversation, Part, check_options, parse_conversation
+from diptych.models.interleaved_decoding import decode_interleaved
+from diptych.models.token_choice import stop_ids
+from diptych.models.vpit import VPiT
+from diptych.nn.connector import reduce_tokens
+from diptych.sequence import Sequence as Stream
+
+LanguageState = Literal["base", "lora", "whole"]
+"""What of the language model differs from the base: nothing, adapters beside it, or all of it."""
+
+
+class VPiTMorph:
+    """Language model, connector, visual head; the image encoder; a pixel decoder, where it has one. By `load_morph`."""
+
+    def __init__(
+        self,
+        *,
+        model: VPiT,
+        language: LanguageModel,
+        encoder: Any,
+        recipe: Recipe,
+        language_state: LanguageState,
+        pixel_decoder: Any = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self.model = model
+        self.language = language
+        self.encoder = encoder
+        self.recipe = recipe
+        self.language_state: LanguageState = language_state
+        self.pixel_decoder = pixel_decoder
+        self.cache_dir = cache_dir
+
+    @property
+    def language_model(self) -> Any:
+        """The Hugging Face model, as trained."""
+        return self.model.language_model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.connector.parameters()).device
+
+    @property
+    def tokenizer(self) -> Any:
+        """The language model's, with the two boundary tokens."""
+        return self.language.tokenizer
+
+    def frozen_hashes(self) -> dict[str, str]:
+        return {"language_model": self.language.hash, "image_encoder": self.encoder.hash}
+
+    def text_logits(self, input_ids: Tensor) -> Tensor:
+        """Logits [B, T, vocabulary] of text alone, from the language model as trained."""
+        with torch.no_grad():
+            return self.language_model(input_ids=input_ids.to(self.device)).logits
+
+    def generate(self, messages: Conversation, **options: Any) -> list[Part]:
+        """Answers one conversation; options as in `generate_batch`."""
+        return self.generate_batch([messages], **options)[0]
+
+    def generate_batch(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        num_images: int = 1,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> list[list[Part]]:
+        """Answers conversations in batches: a list of text and image parts for each.
+
+        num_images: pictures of each image that is answered, which differ in the pixel decoder's noise alone. The next
+        four are the pixel decoder's; `options` are those of `answer`. Raises ValueError for options out of range, and
+        for an image without a pixel decoder.
+        """
+        check_options(
+            generation_mode=options.get("generation_mode", "auto"),
+            num_images=num_images,
+            num_inference_steps=num_inference_steps,
+            max_new_tokens=options.get("max_new_tokens", 64),
+            temperature=options.get("temperature", 1.0),
+            top_p=options.get("top_p", 1.0),
+        )
+        if options.get("generation_mode") == "image" and self.pixel_decoder is None:
+            raise ValueError(NO_PIXEL_DECODER)
+        if options.pop("negative_prompt", ""):
+            raise ValueError("VPiT has no negative prompt: its images are predicted, not guided away from a text")
+        made = self.answer(conversations, seed=seed, **options)
+        images = [part for answer in made for part in answer if isinstance(part, Tensor)]
+        if images and self.pixel_decoder is None:
+            raise ValueError(NO_PIXEL_DECODER)
+        pictures: list[list[Any]] = [[] for _ in images]
+        for k in range(num_images if images else 0):
+            drawn = self.pixel_decoder.decode(
+                torch.stack(images),
+                guidance_scale=guidance_scale,
+                num_inference_steps=num_inference_steps,
+                sampler=sampler,
+                seed=seed + k,
+            )
+            for copies, picture in zip(pictures, drawn, strict=True):
+                copies.append(tensor_to_image(picture))
+        left = iter(pictures)
+        return [
+            [part for piece in answer for part in (next(left) if isinstance(piece, Tensor) else [piece])]
+            for answer in made
+        ]
+
+    @torch.no_grad()
+    def answer(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        generation_mode: Literal["auto", "text", "image"] = "auto",
+        visual_guidance_scale: float = 1.0,
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        max_batch_size: int = 64,
+    ) -> list[list[str | Tensor]]:
+        """Answers as text and visual tokens [n, F], without pixels.
+
+        generation_mode: in auto the text head decides when an image starts; image answers with one image at once.
+        visual_guidance_scale: classifier-free guidance in feature space; needs vpit.text_cond_dropout_prob in training.
+        """
+        if do_sample:
+            torch.manual_seed(seed)
+        parsed = [parse_conversation(c, image_size=self.encoder.preprocessing.image_size) for c in conversations]
+        answers: list[list[str | Tensor]] = []
+        for start in range(0, len(parsed), max_batch_size):
+            chunk = [
+                (messages, self.visual_tokens(pixels)) for messages, pixels in parsed[start : start + max_batch_size]
+            ]
+            guided = visual_guidance_scale != 1.0
+            decoded = decode_interleaved(
+                self.model,
+                [self._prompt(messages, tokens) for messages, tokens in chunk],
+                unconditional=[self._prompt(drop_text(m), tokens) for m, tokens in chunk] if guided else (),
+                visual_guidance_scale=visual_guidance_scale,
+                stops=stop_ids(self.language_model, self.tokenizer),
+                max_new_tokens=max_new_tokens,
+                generation_mode=generation_mode,
+                do_sample=do_sample,
+                temperature=temperature,
+                top_p=top_p,
+            )
+            answers += [[self._readable(piece) for piece in pieces] for pieces in decoded]
+        return answers
+
+    @torch.no_grad()
+    def visual_tokens(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Visual tokens [n, F] of images [3, S, S] in -1..1."""
+        if not images:
+            return []
+        features = self.encoder.features(torch.stack(list(images)))
+        return list(reduce_tokens(features, self.recipe.vpit.num_image_tokens))
+
+    def _prompt(self, messages: tuple[Message, ...], tokens: list[Tensor]) -> Stream:
+        return build_prompt(
+            messages,
+            tokens,
+            tokenizer=self.tokenizer,
+            template=self.recipe.template,
+            num_image_tokens=self.recipe.vpit.num_image_tokens,
+            boundary_ids=self.model.boundary_tokens.token_ids,
+        )
+
+    def _readable(self, piece: list[int] | Tensor) -> str | Tensor:
+        if isinstance(piece, Tensor):
+            return piece
+        return self.tokenizer.decode(piece, skip_special_tokens=True).strip()
+
+
+NO_PIXEL_DECODER = (
+    "this morph has no pixel decoder, so its visual tokens cannot be drawn; train one "
+    "(diptych train recipes/emoji-pixel-decoder.yaml) and name its folder with vpit.pixel_decoder"
+)

@@ -1,0 +1,173 @@
+"""VPiT as the train loop sees it: cross-entropy on text, cosine on visual tokens (MetaMorph, losses)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from diptych.config import Recipe
+from diptych.data.contact_sheet import draw_image_grid
+from diptych.data.formats import Sample, read_sources
+from diptych.data.tokenize import build_sequence
+from diptych.models.encoded_images import image_features
+from diptych.models.method import LossSum
+from diptych.models.vpit import Rows, Supervision, build_rows, find_supervision
+from diptych.models.vpit_building import trained_parameters
+from diptych.models.vpit_checkpoint import save_vpit
+from diptych.models.vpit_morph import VPiTMorph
+from diptych.nn.chunked_loss import chunked_cross_entropy
+from diptych.nn.visual_losses import visual_loss
+from diptych.sequence import Batch, pack
+from diptych.sequence import Sequence as Stream
+
+NUM_MEASURED = 32
+
+
+@dataclass(frozen=True)
+class VPiTBatch:
+    """A packed batch; `inputs` [I, n, F] are its images as the model is shown them: targets may be hidden or noised."""
+
+    batch: Batch
+    rows: Rows
+    supervision: Supervision
+    inputs: Tensor
+
+    def to(self, device: torch.device | str) -> VPiTBatch:
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+class VPiTTraining(nn.Module):
+    """Trains what `vpit.train_parts` names. Implements `Method`."""
+
+    def __init__(self, recipe: Recipe, morph: VPiTMorph) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.morph = morph
+        self.model = morph.model
+        self.loss_weights = {"ce": recipe.vpit.ce_weight, "visual": recipe.vpit.visual_weight}
+        self.sources = read_sources(recipe.data)
+        self.features = image_features(morph.encoder, recipe.vpit.num_image_tokens, cache_dir=morph.cache_dir)
+        self.features.prepare({image for samples in self.sources for sample in samples for image in sample.images})
+        self._streams: dict[tuple[int, int, bool], Stream] = {}
+        self._trained = trained_parameters(self.model, recipe)
+        self.train()
+        if recipe.train.gradient_checkpointing:
+            self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        if not any(name.startswith("language_model.") for name in self._trained):
+            self.model.language_model.eval()
+
+    def num_samples(self) -> tuple[int, ...]:
+        return tuple(len(samples) for samples in self.sources)
+
+    def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> VPiTBatch:
+        streams, inputs = [], []
+        for draw, source, index in picks:
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
+            dropped = torch.rand((), generator=generator).item() < self.recipe.vpit.text_cond_dropout_prob
+            stream = self._stream(source, index, dropped and is_drawing(self.sources[source][index]))
+            streams.append(replace(stream, draw=draw))
+            inputs += [self._shown(span.image, generator) if span.is_target else span.image for span in stream.images]
+        batch = pack(streams, image_predicts_text=True)
+        supervision = find_supervision(batch, self.model.boundary_tokens.token_ids[0])
+        return VPiTBatch(batch, build_rows(batch), supervision, torch.stack(inputs) if inputs else torch.zeros(0))
+
+    def _shown(self, target: Tensor, generator: torch.Generator) -> Tensor:
+        """A target's visual tokens [n, F] as inputs: noised, then some of them hidden (zeros)."""
+        config = self.recipe.vpit
+        if config.visual_input_noise:
+            noise = torch.randn(target.shape, generator=generator) / target.shape[-1] ** 0.5
+            target = normalize(target + config.visual_input_noise * noise, dim=-1)
+        if config.visual_input_dropout:
+            kept = torch.rand(len(target), 1, generator=generator) >= config.visual_input_dropout
+            target = target * kept
+        return target
+
+    def loss_counts(self, batch: VPiTBatch) -> dict[str, float]:
+        return {"ce": float(batch.supervision.text.numel()), "visual": float(batch.supervision.visual.numel())}
+
+    def forward(self, batch: VPiTBatch) -> dict[str, LossSum]:
+        model, supervision, config = self.model, batch.supervision, self.recipe.vpit
+        counts = self.loss_counts(batch)
+        states = model.states(batch.batch, batch.rows, batch.inputs if batch.inputs.numel() else None)
+        head = model.language_model.get_output_embeddings()
+        parameters = [*head.parameters(), *model.boundary_tokens.parameters()]
+        ce = chunked_cross_entropy(states[supervision.text], supervision.labels, model.text_logits, parameters)
+        visual = torch.zeros((), device=states.device)
+        if supervision.visual.numel():
+            visual = visual_loss(
+                model.visual_head(states[supervision.visual]),
+                batch.batch.images[supervision.target_images].flatten(0, 1),
+                kind=config.visual_loss,
+                temperature=config.visual_temperature,
+            )
+        return {"ce": LossSum(ce, counts["ce"]), "visual": LossSum(visual, counts["visual"])}
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return self._trained
+
+    def shard_modules(self) -> Iterable[nn.Module]:
+        return list(getattr(self.model.decoder, "layers", ()))
+
+    def frozen_hashes(self) -> dict[str, str]:
+        return self.morph.frozen_hashes()
+
+    def sample_grid(self, *, seed: int) -> Image.Image | None:
+        prompts = self.recipe.sample.prompts
+        if not prompts or self.morph.pixel_decoder is None:
+            return None
+        conversations: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        answers = self.morph.generate_batch(conversations, generation_mode="image", seed=seed)
+        pictures: list[Any] = [answer[0] for answer in answers]
+        return draw_image_grid(pictures, list(prompts), columns=min(8, len(prompts)))
+
+    def measure(self, *, seed: int) -> dict[str, float]:
+        """`free_running_cosine`: generated visual tokens against the real ones, over training prompts."""
+        del seed
+        drawing = [
+            sample
+            for samples in self.sources
+            for sample in samples[:: max(1, len(samples) // NUM_MEASURED)]
+            if is_drawing(sample)
+        ][:NUM_MEASURED]
+        if not drawing:
+            return {}
+        prompts = [[m for m in sample.messages if m.role != "assistant"] for sample in drawing]
+        conversations: list[Any] = [[{"role": m.role, "content": list(m.parts)} for m in turns] for turns in prompts]
+        made = self.morph.answer(conversations, generation_mode="image")
+        pairs = [(parts[0], self.features.load(sample.images[-1])) for parts, sample in zip(made, drawing, strict=True)]
+        cosines = [
+            (predicted.cpu() * real).sum(-1).mean() for predicted, real in pairs if isinstance(predicted, Tensor)
+        ]
+        return {"free_running_cosine": float(torch.stack(cosines).mean())}
+
+    def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
+        save_vpit(folder, self.morph, weights=weights)
+
+    def _stream(self, source: int, index: int, unconditional: bool) -> Stream:
+        key = (source, index, unconditional)
+        if key not in self._streams:
+            self._streams[key] = build_sequence(
+                self.sources[source][index],
+                tokenizer=self.morph.tokenizer,
+                template=self.recipe.template,
+                load_image=self.features.load,
+                num_image_tokens=self.recipe.vpit.num_image_tokens,
+                unconditional=unconditional,
+                max_length=self.recipe.data.max_length,
+                boundary_ids=self.model.boundary_tokens.token_ids,
+            )
+        return self._streams[key]
+
+
+def is_drawing(sample: Sample) -> bool:
+    """One request in text alone, answered with one image alone."""
+    if [message.role for message in sample.messages] != ["user", "assistant"]:
+        return False
+    request, answer = (message.parts for message in sample.messages)
+    return all(isinstance(part, str) for part in request) and [isinstance(p, int) for p in answer] == [True]

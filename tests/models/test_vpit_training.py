@@ -1,0 +1,168 @@
+"""Laws of VPiT training: exactly what the recipe names is trained, and losses are what MetaMorph says."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from diptych.models.method import LossSum, Method
+from diptych.models.vpit_training import VPiTTraining
+from diptych.train.loop import run_training
+from tiny_vpit import NUM_TOKENS, build_training, vpit_recipe, write_emblems
+
+READ, DRAW = 1, 0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_emblems(tmp_path_factory.mktemp("emblems"))
+
+
+def training(data: Path, **settings: Any) -> VPiTTraining:
+    return build_training(vpit_recipe("nowhere", data, **settings))
+
+
+def total(losses: dict[str, LossSum]) -> Tensor:
+    return torch.stack([loss.total for loss in losses.values()]).sum()
+
+
+def test_it_is_a_method(data: Path) -> None:
+    assert isinstance(training(data), Method)
+
+
+@pytest.mark.parametrize(
+    ("parts", "prefixes"),
+    [
+        (("connector", "boundary_tokens"), {"connector", "boundary_tokens"}),
+        (("visual_head",), {"visual_head"}),
+        (
+            ("connector", "visual_head", "boundary_tokens", "language_model"),
+            {"connector", "visual_head", "boundary_tokens", "language_model"},
+        ),
+    ],
+)
+def test_a_stage_trains_exactly_its_parameters(data: Path, parts: tuple[str, ...], prefixes: set[str]) -> None:
+    """Stage 1 is the connector and the two new embedding rows; gradients reach these and nothing else."""
+    method = training(data, vpit={"train_parts": parts})
+    trained = method.trainable_parameters()
+    assert {name.split(".")[0] for name in trained} == prefixes
+    everything = dict(method.model.named_parameters())
+    assert set(trained) == {name for name in everything if name.split(".")[0] in prefixes}
+    batch = method.build_batch([(0, DRAW, 0), (1, READ, 1)], seed=0)
+    total(method(batch)).backward()
+    with_gradient = {name for name, parameter in everything.items() if parameter.grad is not None}
+    assert with_gradient == set(trained)
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in trained.values())
+
+
+def test_lora_trains_adapters_in_place_of_the_language_model(data: Path) -> None:
+    method = training(data, vpit={"lora": {"r": 2}})
+    own = [name for name in method.trainable_parameters() if name.startswith("language_model.")]
+    assert own
+    assert all(".lora_" in name for name in own)
+    assert not [name for name in own if "embed" in name or "lm_head" in name]
+
+
+def test_lora_starts_as_the_language_model(data: Path) -> None:
+    plain, adapted = training(data), training(data, vpit={"lora": {"r": 2}})
+    picks = [(0, DRAW, 0), (1, READ, 1)]
+    for method in (plain, adapted):
+        method.eval()
+    a, b = (method(method.build_batch(picks, seed=0)) for method in (plain, adapted))
+    for name in a:
+        torch.testing.assert_close(a[name].total, b[name].total)
+
+
+def test_losses_are_the_literal_ones(data: Path) -> None:
+    method = training(data)
+    method.eval()
+    batch = method.build_batch([(0, DRAW, 0), (1, READ, 1), (2, READ, 0)], seed=0)
+    states = method.model.states(batch.batch, batch.rows, batch.inputs)
+    logits = method.model.text_logits(states)
+    losses = method(batch)
+    found = batch.supervision
+    expected = cross_entropy(logits[found.text], found.labels, reduction="sum")
+    torch.testing.assert_close(losses["ce"].total, expected)
+    target = batch.batch.images[found.target_images].flatten(0, 1)
+    cosine = (method.model.visual_head(states[found.visual]) * target).sum(-1)
+    torch.testing.assert_close(losses["visual"].total, (1 - cosine).sum())
+    assert losses["visual"].count == NUM_TOKENS
+    assert losses["ce"].count == len(found.labels)
+    assert {name: loss.count for name, loss in losses.items()} == method.loss_counts(batch)
+
+
+def test_the_prompt_is_masked_and_both_boundary_tokens_are_learnt(data: Path) -> None:
+    method = training(data)
+    start, end = method.model.boundary_tokens.token_ids
+    tokenizer = method.morph.tokenizer
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    drawing = method.build_batch([(0, DRAW, 2)], seed=0)
+    assert drawing.supervision.labels.tolist() == [start, end, stop]
+    reading = method.build_batch([(0, READ, 2)], seed=0).supervision.labels.tolist()
+    assert tokenizer.decode(reading) == "number 2<|im_end|>"
+
+
+def test_a_batch_without_a_target_image_has_no_visual_loss_and_finite_gradients(data: Path) -> None:
+    method = training(data)
+    losses = method(method.build_batch([(0, READ, 0), (1, READ, 2)], seed=0))
+    assert (float(losses["visual"].total), losses["visual"].count) == (0.0, 0.0)
+    total(losses).backward()
+    gradients = [p.grad for p in method.trainable_parameters().values() if p.grad is not None]
+    assert gradients
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+
+def test_hidden_and_noised_inputs_leave_targets_and_context_alone(data: Path) -> None:
+    method = training(data, vpit={"visual_input_dropout": 0.5, "visual_input_noise": 0.5})
+    batch = method.build_batch([(draw, source, draw % 4) for draw, source in enumerate([DRAW, READ] * 8)], seed=0)
+    real = batch.batch.images
+    assert torch.allclose(real.norm(dim=-1), torch.ones(()))
+    context = ~batch.batch.image_is_target
+    assert torch.equal(batch.inputs[context], real[context])
+    shown = batch.inputs[batch.batch.image_is_target]
+    hidden = shown.norm(dim=-1) == 0
+    assert 0.2 < float(hidden.float().mean()) < 0.8
+    cosine = (shown * real[batch.batch.image_is_target]).sum(-1)[~hidden]
+    assert bool((cosine < 0.999).all())
+    again = method.build_batch([(draw, source, draw % 4) for draw, source in enumerate([DRAW, READ] * 8)], seed=0)
+    assert torch.equal(again.inputs, batch.inputs)
+
+
+def test_without_its_text_a_drawing_keeps_its_image(data: Path) -> None:
+    method = training(data, vpit={"text_cond_dropout_prob": 1.0})
+    plain = training(data)
+    for one, draws in ((DRAW, True), (READ, False)):
+        a, b = (m.build_batch([(0, one, 1)], seed=0).batch for m in (plain, method))
+        assert (len(b.token_ids) < len(a.token_ids)) == draws
+        assert torch.equal(a.images, b.images)
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}])
+def test_it_learns_to_draw_and_to_read(data: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Four images, a minute of nothing: free-running visual tokens come near the real ones, names are exact."""
+    recipe = vpit_recipe(
+        tmp_path / "run",
+        data,
+        train={"max_steps": 80, "per_device_train_batch_size": 8, "sample_every": 80, "logging_steps": 20, **settings},
+    )
+    method = build_training(recipe)
+    before = method.eval().measure(seed=0)["free_running_cosine"]
+    method.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_training(recipe, method)
+    after = method.eval().measure(seed=0)["free_running_cosine"]
+    assert before < 0.5
+    assert after > 0.9
+    images = [method.sources[READ][k].images[0] for k in range(4)]
+    questions: list[Any] = [[{"role": "user", "content": [image, "\nWhat?"]}] for image in images]
+    answers = method.morph.generate_batch(questions, generation_mode="text", max_new_tokens=12)
+    assert [answer[0] for answer in answers] == [f"number {k}" for k in range(4)]
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert "free_running_cosine" in log
