@@ -264,13 +264,14 @@ def test_a_vpit_morph_draws_with_it_and_carries_it(parts: Path, tmp_path: Path) 
     morph = build_vpit_morph(vpit_recipe(vpit=vpit), language=build_language("llama"), cached=False)
     request: Any = [{"role": "user", "content": "Draw 1."}]
     options: dict[str, Any] = {"generation_mode": "image", "num_images": 2, "seed": 3}
-    first, second = morph.generate(request, **options)
-    assert first.size == (IMAGE_SIZE, IMAGE_SIZE)
-    assert first.tobytes() != second.tobytes()
+    pictures: list[Any] = morph.generate(request, **options)
+    assert [picture.size for picture in pictures] == [(IMAGE_SIZE, IMAGE_SIZE)] * 2
+    assert pictures[0].tobytes() != pictures[1].tobytes()
     save_vpit(tmp_path / "morph", morph)
     shutil.rmtree(tmp_path / "decoder")
     loaded = load_morph(tmp_path / "morph", language_model=build_language("llama"))
-    assert [picture.tobytes() for picture in loaded.generate(request, **options)] == [first.tobytes(), second.tobytes()]
+    again: list[Any] = loaded.generate(request, **options)
+    assert [picture.tobytes() for picture in again] == [picture.tobytes() for picture in pictures]
     own = str(tmp_path / "morph" / "pixel_decoder")
     with pytest.raises(ValueError, match="its num_image_tokens is 4, not 9"):
         build_vpit_morph(
