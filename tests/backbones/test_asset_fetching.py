@@ -139,6 +139,7 @@ def test_ctrl_c_while_the_client_works_ends_it_and_leaves_nothing(programs: Path
         "time.sleep(60)",
     )
     script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a background job
         "from diptych.backbones import assets; from archive_making import make_asset; from pathlib import Path\n"
         f"assets.ASSETS = (make_asset(Path({str(programs.parent / 'trial-1.0.tgz')!r})),)\n"
         "assets.asset_path('trial')"
