@@ -1,4 +1,4 @@
-"""Laws of <image_start> and <image_end>: ids by name for any tokenizer, rows at the mean, the model's matrix untouched."""
+"""Laws of <image_start> and <image_end>: ids by name for any tokenizer, rows at the mean, the matrix untouched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of what a VPiT image passes through: the grid keeps its place, tokens have length 1, what is not finite is named."""
+"""Laws of what a VPiT image passes through: a grid keeps its places, tokens have length 1, and are finite."""
 
 from __future__ import annotations
 

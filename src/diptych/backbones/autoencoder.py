@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from diptych.backbones.hub_loading import resolve_folder
+from diptych.backbones.hub_loading import quiet_diffusers, resolve_folder
 from diptych.backbones.weight_hash import hash_folder
 
 EMBEDDED = {"emoji-tiny": Path(__file__).parent / "weights" / "emoji-tiny"}
@@ -88,17 +88,13 @@ def load_autoencoder(name: str) -> Autoencoder:
     kind = config.get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise ValueError(f"autoencoder {name!r} is a {kind}; give an AutoencoderKL or an AutoencoderTiny")
-    logging = diffusers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # diffusers warns of a config key that it wrote itself
     try:
-        network, info = getattr(diffusers, kind).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with quiet_diffusers():
+            network, info = getattr(diffusers, kind).from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"autoencoder {name!r} could not be loaded from {folder}: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])}):
         raise ValueError(f"autoencoder {name!r}: weights in {folder} do not fit its config: {', '.join(wrong)}")
     return Autoencoder(network.float(), name=name, hash=hash_folder(folder))

@@ -31,6 +31,19 @@ def quiet_loading() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Without diffusers' words on config keys that it wrote itself, or that other classes of a family use."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def resolve_folder(name: str, *, what: str, embedded: tuple[str, ...] = (), trust_remote_code: bool = False) -> Path:
     """The local folder of a model: `name` itself if it is one, else the Hub's snapshot of that id, downloaded.
 

@@ -170,7 +170,15 @@ def load_image_encoder(
     Raises ValueError that names the model and the remedy.
     """
     if name == "efficientnet-lite0":
-        return _load_efficientnet(layer, image_size or 224, dtype, batch_size)
+        loaded_network, folder = load_efficientnet_lite0()
+        return build_efficientnet_encoder(
+            loaded_network,
+            weight_hash=hash_folder(folder),
+            layer=layer,
+            image_size=image_size,
+            dtype=dtype,
+            batch_size=batch_size,
+        )
     what = "image encoder"
     if name == "vit-s14-focus":
         folder = convert_focus_vit()
@@ -182,7 +190,7 @@ def load_image_encoder(
     network = getattr(loaded, "vision_model", loaded)
     return build_image_encoder(
         network,
-        _read_preprocessing(folder, network.config, image_size),
+        read_preprocessing(folder, network.config, image_size),
         name=name,
         weight_hash=hash_folder(folder),
         layer=layer,
@@ -211,7 +219,7 @@ def build_image_encoder(
     size = preprocessing.image_size
     if layer is not None and not -num_layers - 1 <= layer <= num_layers:
         raise ValueError(f"image encoder {name!r} has layers 0..{num_layers}, got layer {layer}")
-    if size % patch:
+    if size % patch and size != native:  # SigLIP at 384 leaves a rim of 6 pixels unseen, and was trained so
         raise ValueError(f"image encoder {name!r}: image_size {size} is no multiple of its patch size {patch}")
     if layer is not None and layer < 0:
         layer += num_layers + 1
@@ -231,22 +239,31 @@ def build_image_encoder(
     )
 
 
-def _load_efficientnet(layer: int | None, image_size: int, dtype: torch.dtype, batch_size: int) -> ImageEncoder:
+def build_efficientnet_encoder(
+    network: EfficientNetLite0,
+    *,
+    weight_hash: str,
+    layer: int | None = None,
+    image_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 32,
+) -> ImageEncoder:
+    """An encoder from an EfficientNet-Lite0 that is already in memory. Errors: see `load_image_encoder`."""
+    size = image_size or 224
     if layer is not None:
         raise ValueError(f"image encoder 'efficientnet-lite0' has one feature map; leave out layer (got {layer})")
-    if image_size % 32:
-        raise ValueError(f"image encoder 'efficientnet-lite0': image_size {image_size} is no multiple of 32")
-    network, folder = load_efficientnet_lite0()
-    network.fold_norms()
+    if size % 32:
+        raise ValueError(f"image encoder 'efficientnet-lite0': image_size {size} is no multiple of 32")
+    network.eval().fold_norms()
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     return ImageEncoder(
         EfficientNetFeatures(network.to(dtype)),
-        ImagePreprocessing(image_size, mean, std),
+        ImagePreprocessing(size, mean, std),
         name="efficientnet-lite0",
-        weight_hash=hash_folder(folder),
+        weight_hash=weight_hash,
         layer=None,
         feature_dim=1280,
-        num_features=(image_size // 32) ** 2,
+        num_features=(size // 32) ** 2,
         dtype=dtype,
         batch_size=batch_size,
     )
@@ -259,7 +276,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 FAMILY_NORMALISATION: tuple[tuple[str, Any], ...] = (("clip", CLIP), ("siglip", HALF), ("vit", HALF))
 
 
-def _read_preprocessing(folder: Path, config: Any, image_size: int | None) -> ImagePreprocessing:
+def read_preprocessing(folder: Path, config: Any, image_size: int | None) -> ImagePreprocessing:
     """From preprocessor_config.json (or processor_config.json), else the model type's own and config.image_size."""
     settings: dict[str, Any] = {}
     for file, find in (

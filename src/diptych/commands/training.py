@@ -49,7 +49,8 @@ def inspect(
     from diptych.stages import expand_stages
 
     stages = expand_stages(load_recipe(recipe, overrides or []))
-    from diptych.models.accounting import account_recipe, measure_matmul_rate
+    from diptych.models.accounts.recipe_account import account_recipe
+    from diptych.models.accounts.run_account import measure_matmul_rate
 
     for settings in stages:
         account = account_recipe(settings)

@@ -296,13 +296,14 @@ def _assemble(
         )
     else:
         autoencoder = autoencoder or load_autoencoder(recipe.autoencoder)
-        denoiser = _build_flow(recipe, visual_tokens, autoencoder)
+        denoiser = build_flow_denoiser(recipe, visual_tokens, autoencoder)
     device = compute_device()
     autoencoder.to(device)
     return PixelDecoder(denoiser, autoencoder, visual_tokens=visual_tokens, recipe=recipe).to(device)
 
 
-def _build_flow(recipe: Recipe, visual_tokens: VisualTokens, autoencoder: Any) -> FlowDenoiser:
+def build_flow_denoiser(recipe: Recipe, visual_tokens: VisualTokens, autoencoder: Any) -> FlowDenoiser:
+    """An untrained denoiser in the autoencoder's latents. Raises ValueError for an image size that does not fit."""
     config = recipe.pixel_decoder_training
     if recipe.image_size % autoencoder.downsampling:
         raise ValueError(

@@ -6,8 +6,7 @@ The projector and the UNet are trained, the base's VAE is frozen, its text encod
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from diptych.backbones.autoencoder import Autoencoder, load_autoencoder
+from diptych.backbones.hub_loading import quiet_diffusers
+from diptych.backbones.skeletons import autoencoder_from_config, diffusion_configs
 from diptych.config import Recipe
 from diptych.diffusion.sampler import guide
 
@@ -132,7 +133,7 @@ class StableDiffusionDenoiser(nn.Module):
 
     def _build_scheduler(self, sampler: str) -> Any:
         config = {**self.scheduler, "clip_sample": False}  # some clip to -1..1 unless told not to; latents are wider
-        with _quiet_diffusers():
+        with quiet_diffusers():
             return getattr(diffusers, SCHEDULERS[sampler]).from_config(config)
 
 
@@ -148,17 +149,42 @@ def build_stable_diffusion(
         unet = _load_unet(folder / "unet", config.base)
         scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", config.base)
     else:
-        with _quiet_diffusers():
+        with quiet_diffusers():
             unet: Any = UNet2DConditionModel.from_config(description["unet"])
         scheduler = description["scheduler"]
     autoencoder = load_autoencoder(str(folder / "vae"))
+    return _assemble(recipe, unet, scheduler, autoencoder, feature_dim, num_image_tokens), autoencoder
+
+
+def build_stable_diffusion_skeleton(
+    recipe: Recipe, *, feature_dim: int, num_image_tokens: int
+) -> tuple[StableDiffusionDenoiser, Autoencoder]:
+    """The same on the meta device, from the base's configs alone."""
+    base = recipe.pixel_decoder_training.base
+    configs = diffusion_configs(base, ("unet", "vae", "scheduler"))
+    autoencoder = autoencoder_from_config(configs["vae"], name=base)
+    with torch.device("meta"), quiet_diffusers():
+        unet = UNet2DConditionModel.from_config(configs["unet"])
+        denoiser = _assemble(recipe, unet, configs["scheduler"], autoencoder, feature_dim, num_image_tokens)
+    return denoiser, autoencoder
+
+
+def _assemble(
+    recipe: Recipe,
+    unet: Any,
+    scheduler: dict[str, Any],
+    autoencoder: Autoencoder,
+    feature_dim: int,
+    num_image_tokens: int,
+) -> StableDiffusionDenoiser:
+    config = recipe.pixel_decoder_training
     if recipe.image_size % autoencoder.downsampling or unet.config.in_channels != autoencoder.latent_channels:
         raise ValueError(
             f"Stable Diffusion {config.base!r}: its VAE makes images {autoencoder.downsampling} times smaller, with "
             f"{autoencoder.latent_channels} channels; that does not fit image_size {recipe.image_size} "
             f"and a UNet of {unet.config.in_channels} channels"
         )
-    denoiser = StableDiffusionDenoiser(
+    return StableDiffusionDenoiser(
         unet,
         scheduler,
         feature_dim=feature_dim,
@@ -166,7 +192,6 @@ def build_stable_diffusion(
         latent_size=recipe.image_size // autoencoder.downsampling,
         projector_hidden=config.projector_hidden,
     )
-    return denoiser, autoencoder
 
 
 def find_base(name: str, parts: tuple[str, ...]) -> Path:
@@ -200,7 +225,7 @@ def _load_unet(folder: Path, name: str) -> Any:
     if kind != "UNet2DConditionModel":
         raise ValueError(f"Stable Diffusion {name!r}: its unet is a {kind}; give one with a UNet2DConditionModel")
     try:
-        with _quiet_diffusers():
+        with quiet_diffusers():
             loaded: Any = UNet2DConditionModel.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -254,15 +279,3 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"Stable Diffusion {name!r}: {path} cannot be read: {error}") from error
-
-
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """Without diffusers' words on config keys that other schedulers of the same family use."""
-    logging = diffusers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

@@ -13,13 +13,17 @@ from diptych.nn.boundary_tokens import add_boundary_tokens
 
 
 def build_vpit(recipe: Recipe, language_model: Any, tokenizer: Any, *, feature_dim: int) -> VPiT:
-    """Builds the model around a causal LM; the boundary tokens are added to `tokenizer`.
+    """Builds the model around a causal LM; the boundary tokens are added to `tokenizer` (None: behind the vocabulary).
 
     Raises ValueError: see `add_boundary_tokens`, `check_head` and `add_lora`.
     """
     config = recipe.vpit
     check_head(language_model, name=recipe.language_model)
-    token_ids = add_boundary_tokens(tokenizer, config.image_start, config.image_end)
+    if tokenizer is None:
+        size = int(language_model.get_input_embeddings().weight.shape[0])
+        token_ids = (size, size + 1)
+    else:
+        token_ids = add_boundary_tokens(tokenizer, config.image_start, config.image_end)
     model = VPiT(
         language_model,
         feature_dim=feature_dim,
@@ -66,7 +70,8 @@ def add_lora(language_model: Any, lora: LoraConfig) -> None:
         lora_dropout=lora.lora_dropout,
         target_modules=_linear_names(language_model) if modules == "all-linear" else modules,
     )
-    peft.inject_adapter_in_model(config, language_model)
+    with torch.device(language_model.get_input_embeddings().weight.device):
+        peft.inject_adapter_in_model(config, language_model)
 
 
 def _linear_names(language_model: Any) -> list[str]:

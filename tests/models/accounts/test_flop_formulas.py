@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diptych.models.flop_formulas import frozen_text_flops, step_flops
+from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
 from tiny_xfusion import build_language, build_streams, build_xfusion, prepare
 
 DRAW = [("text", 12), ("target", 1)]

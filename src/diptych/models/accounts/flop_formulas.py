@@ -14,23 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from diptych.models.accounts.run_account import Flops
 from diptych.models.xfusion import XFusion
 from diptych.nn.attention import Groups
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch
-
-
-@dataclass(frozen=True)
-class Flops:
-    forward: float = 0.0
-    backward: float = 0.0
-
-    def __add__(self, other: Flops) -> Flops:
-        return Flops(self.forward + other.forward, self.backward + other.backward)
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward
 
 
 def linear_flops(tokens: float, weights: int, *, input_gradient: bool = True, weight_gradient: bool = True) -> Flops:

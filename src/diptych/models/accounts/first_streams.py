@@ -1,0 +1,91 @@
+"""The sequences that the first steps of a run will see: their lengths are what a step costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diptych.backbones.assets import find_asset
+from diptych.backbones.language import EMBEDDED_LANGUAGE_MODELS, load_language_model
+from diptych.config import Recipe
+from diptych.data.formats import Sample, read_samples
+from diptych.data.mixture import build_mixture
+from diptych.data.tokenize import build_sequence
+from diptych.sequence import ImageSpan, Sequence, TextSpan
+
+NOMINAL_TEXT_TOKENS = 24
+NUM_LOOKED_AT = 256
+
+
+@dataclass(frozen=True)
+class FirstStreams:
+    """Streams in the order of the run, a multiple of the micro-batch, and what of them had to be assumed."""
+
+    streams: list[Sequence]
+    micro_batch: int
+    assumed: str | None
+
+    def batches(self) -> list[list[Sequence]]:
+        return [self.streams[i : i + self.micro_batch] for i in range(0, len(self.streams), self.micro_batch)]
+
+
+def find_tokenizer(recipe: Recipe) -> Any:
+    """The recipe's tokenizer if that needs no download; None otherwise."""
+    name = recipe.language_model
+    here = find_asset(name).is_fetched if name in EMBEDDED_LANGUAGE_MODELS else Path(name).is_dir()
+    return load_language_model(name, trust_remote_code=recipe.trust_remote_code).tokenizer if here else None
+
+
+def first_streams(
+    recipe: Recipe,
+    tokenizer: Any,
+    *,
+    num_image_tokens: int,
+    image: Tensor,
+    boundary_ids: tuple[int, int] | None = None,
+) -> FirstStreams:
+    """`image` stands for every image. Without a tokenizer or data: text, then an image to draw."""
+    lacking = [source.path for source in recipe.data.sources if not Path(source.path).is_file()]
+    micro = recipe.train.per_device_train_batch_size
+    if tokenizer is None or lacking:
+        drawing = _nominal(num_image_tokens, image, boundary_ids)
+        reason = f"{lacking[0]} is not there" if lacking else f"{recipe.language_model} is not fetched"
+        assumed = f"{NOMINAL_TEXT_TOKENS} text tokens, then an image to draw, since {reason}"
+        return FirstStreams([replace(drawing, draw=draw) for draw in range(micro)], micro, assumed)
+    sources = [read_samples(s.path, max_bad_fraction=recipe.data.max_bad_fraction) for s in recipe.data.sources]
+    mixture = build_mixture(recipe, tuple(map(len, sources)))
+    build = _builder(recipe, tokenizer, num_image_tokens, image, boundary_ids)
+    num_draws = mixture.round_length if mixture.run_length > 1 else micro * max(1, NUM_LOOKED_AT // micro)
+    picks = [mixture.pick(draw) for draw in range(num_draws)]
+    return FirstStreams([build(sources[source][index], draw) for draw, source, index in picks], micro, None)
+
+
+def _nominal(num_image_tokens: int, image: Tensor, boundary_ids: tuple[int, int] | None) -> Sequence:
+    text = TextSpan((0,) * NOMINAL_TEXT_TOKENS, (False,) * NOMINAL_TEXT_TOKENS)
+    target = ImageSpan(image, num_image_tokens, is_target=True)
+    if boundary_ids is None:
+        return Sequence((text, target))
+    start, end = (TextSpan((token,), (True,)) for token in boundary_ids)
+    return Sequence((text, start, target, end))
+
+
+def _builder(
+    recipe: Recipe, tokenizer: Any, num_image_tokens: int, image: Tensor, boundary_ids: tuple[int, int] | None
+) -> Callable[[Sample, int], Sequence]:
+    def build(sample: Sample, draw: int) -> Sequence:
+        return build_sequence(
+            sample,
+            tokenizer=tokenizer,
+            template=recipe.template,
+            load_image=lambda _: image,
+            num_image_tokens=num_image_tokens,
+            draw=draw,
+            max_length=recipe.data.max_length,
+            boundary_ids=boundary_ids,
+        )
+
+    return build

@@ -1,0 +1,25 @@
+"""Which account a recipe has."""
+
+from __future__ import annotations
+
+from diptych.config import Recipe
+from diptych.models.accounts.run_account import RunAccount
+
+
+def account_recipe(recipe: Recipe) -> RunAccount:
+    """Reckons what `diptych train` of this recipe costs. No weights are loaded, and nothing is trained.
+
+    Where the recipe's data is there its first samples are looked at; otherwise lengths are assumed, and said to be.
+    Raises ValueError as building the model would: a family that cannot be routed, layers that do not exist ...
+    """
+    if recipe.method == "xfusion":
+        from diptych.models.accounts.xfusion_account import account_xfusion
+
+        return account_xfusion(recipe)
+    if recipe.method == "vpit":
+        from diptych.models.accounts.vpit_account import account_vpit
+
+        return account_vpit(recipe)
+    from diptych.models.accounts.image_account import account_autoencoder, account_pixel_decoder
+
+    return account_autoencoder(recipe) if recipe.method == "autoencoder" else account_pixel_decoder(recipe)

@@ -1,0 +1,152 @@
+"""What a recipe costs before it starts: parameters and who trains, FLOPs by part, memory, expected time."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from diptych.config import Recipe
+from diptych.distributed import compute_device
+
+SHARE_OF_MATMUL_RATE = 0.4
+"""What a training step on a CPU reaches of the rate of one large matrix product: norms, attention's copies, the
+optimiser and the loader take the rest. Measured for the demo's recipe; see docs/benchmarks.md."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of a forward and a backward pass; a multiply and an add are two."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.forward + other.forward, self.backward + other.backward)
+
+    def __mul__(self, factor: float) -> Flops:
+        return Flops(self.forward * factor, self.backward * factor)
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """FLOPs of one optimisation step in one part of the model, and what they are spent on: `tokens` of a `kind`."""
+
+    name: str
+    flops: Flops
+    tokens: float
+    kind: str
+
+    @property
+    def each(self) -> str:
+        if not self.tokens or not self.flops.total:
+            return "-"
+        forward, backward = (si(flops / self.tokens) for flops in (self.flops.forward, self.flops.backward))
+        return f"{forward} + {backward}, {self.kind}"
+
+
+@dataclass(frozen=True)
+class RunAccount:
+    """The account of a recipe. Bytes and FLOPs are plain numbers; `assumed`: what was not there to be looked at.
+
+    trained, frozen: parameters by part. once: FLOPs of what is computed for one step's samples when they are first met,
+    and then cached. cached: bytes of that, by name, and for what ("per text token").
+    """
+
+    recipe: Recipe
+    dtype: torch.dtype
+    trained: dict[str, int]
+    frozen: dict[str, int]
+    parts: tuple[PartCost, ...]
+    samples_per_step: int
+    once: dict[str, Flops] = field(default_factory=dict)
+    cached: dict[str, tuple[int, str]] = field(default_factory=dict)
+    assumed: str | None = None
+
+    @property
+    def step(self) -> Flops:
+        return sum((part.flops for part in self.parts), Flops())
+
+    @property
+    def trained_bytes(self) -> int:
+        """fp32 weight, gradient and Adam's two moments; and the average, where the recipe keeps one."""
+        return sum(self.trained.values()) * (20 if self.recipe.train.ema else 16)
+
+    @property
+    def frozen_bytes(self) -> int:
+        return sum(self.frozen.values()) * 4
+
+    def describe(self, rate: float, *, measured: bool) -> str:
+        """The account as text for a terminal."""
+        train, step = self.recipe.train, self.step
+        lines = ["parameters"]
+        lines += [_row(name, si(count), "trained") for name, count in self.trained.items()]
+        lines += [_row(name, si(count), "frozen") for name, count in self.frozen.items() if count]
+        assumed = f" (assumed: {self.assumed})" if self.assumed else ""
+        lines.append(f"FLOPs of one step of {self.samples_per_step} samples{assumed}")
+        lines.append(_row("", "forward", "backward", "forward + backward, of each token"))
+        for part in self.parts:
+            lines.append(_row(part.name, si(part.flops.forward), si(part.flops.backward), part.each))
+        lines.append(_row("all", si(step.forward), si(step.backward)))
+        lines += [
+            _row(f"{name}, once and then cached", si(cost.forward), "0")
+            for name, cost in self.once.items()
+            if cost.total
+        ]
+        lines.append("memory, without activations")
+        average = ", 4 B for the average" if train.ema else ""
+        lines.append(_row("trained", si(self.trained_bytes) + "B", f"16 B per parameter{average}"))
+        lines.append(_row("frozen", si(self.frozen_bytes) + "B", "4 B per parameter"))
+        lines += [_row(f"cached {name}", si(size) + "B", per) for name, (size, per) in self.cached.items()]
+        seconds = step.total / (rate * SHARE_OF_MATMUL_RATE)
+        whole, limit = train.max_steps * seconds, 60 * (train.max_train_minutes or math.inf)
+        ends = f"the recipe ends after {_duration(limit)}" if whole > limit else ""
+        kind = f"{str(self.dtype).removeprefix('torch.')} matrix products, {'measured here' if measured else 'given'}"
+        lines.append("time")
+        lines.append(_row(kind, si(rate) + "F/s", f"of which a step reaches about {SHARE_OF_MATMUL_RATE:.0%}"))
+        lines.append(_row("one step", f"{seconds:.3g} s", f"{self.samples_per_step / seconds:.3g} samples per second"))
+        lines.append(_row(f"{train.max_steps} steps", _duration(whole), ends))
+        return "\n".join(lines)
+
+
+def measure_matmul_rate(dtype: torch.dtype, *, seconds: float = 1.0) -> float:
+    """FLOP/s of a large matrix product on this process's device with torch's present threads: the best of many."""
+    device = compute_device()
+    size = 4096 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.matmul(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def si(number: float) -> str:
+    """Three digits and a unit's prefix: 1.34 G."""
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(number) < 999.5:
+            return f"{number:.3g}{unit and ' ' + unit}"
+        number /= 1000
+    return f"{number:.3g} Z"
+
+
+def _row(name: str, first: str, second: str = "", third: str = "") -> str:
+    return f"  {name:<46}{first:>9}  {second:>9}  {third}".rstrip()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 5 * 86400 else f"{seconds / 86400:.0f} days"

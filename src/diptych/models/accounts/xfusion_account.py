@@ -1,0 +1,74 @@
+"""The account of an X-Fusion recipe: from sizes alone, by the formulas beside it."""
+
+from __future__ import annotations
+
+import torch
+
+from diptych.backbones.skeletons import build_autoencoder_skeleton, build_language_skeleton
+from diptych.config import Recipe
+from diptych.distributed import compute_device, resolve_dtype
+from diptych.models.accounts.first_streams import find_tokenizer, first_streams
+from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
+from diptych.models.accounts.meta_counting import count_parameters
+from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
+from diptych.models.xfusion_building import build_xfusion
+from diptych.nn.visibility import RoutingPlan, build_plan
+from diptych.sequence import Batch, pack
+
+
+def account_xfusion(recipe: Recipe) -> RunAccount:
+    """See `account_recipe`."""
+    language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
+    autoencoder = build_autoencoder_skeleton(recipe.autoencoder)
+    channels, downsampling = autoencoder.latent_channels, autoencoder.downsampling
+    with torch.device("meta"):
+        model = build_xfusion(recipe, language, latent_channels=channels, downsampling=downsampling)
+    vision = model.vision_tower
+    latent = torch.zeros(channels, recipe.image_size // downsampling, recipe.image_size // downsampling)
+    first = first_streams(recipe, find_tokenizer(recipe), num_image_tokens=vision.num_image_tokens, image=latent)
+    samples_per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
+    share = samples_per_step / len(first.streams)
+    flops: dict[str, Flops] = {}
+    spent: dict[str, tuple[float, str]] = {}
+    once = Flops()
+    for streams in first.batches():
+        batch = pack(streams)
+        plan = build_plan(batch, window=model.text_tower.window)
+        for name, cost in step_flops(model, batch, plan).items():
+            flops[name] = flops.get(name, Flops()) + cost
+        for name, (count, kind) in _tokens(batch, plan).items():
+            spent[name] = (spent.get(name, (0.0, kind))[0] + count, kind)
+        once += frozen_text_flops(model, batch, plan)
+    return RunAccount(
+        recipe=recipe,
+        dtype=resolve_dtype(recipe.dtype, compute_device()),
+        trained={
+            f"vision tower, {len(vision.blocks)} blocks of width {vision.width}": count_parameters(vision.blocks),
+            "image embedder, time and head": count_parameters(vision) - count_parameters(vision.blocks),
+        },
+        frozen={
+            f"language model {recipe.language_model}": count_parameters(language),
+            "autoencoder": count_parameters(autoencoder.network),
+        },
+        parts=tuple(
+            PartCost(name, cost * share, spent[name][0] * share, spent[name][1]) for name, cost in flops.items()
+        ),
+        samples_per_step=samples_per_step,
+        once={"frozen text": Flops(once.forward * share, 0)},
+        cached={"text states": (4 * len(vision.layers) * model.text_tower.width, "per text token")},
+        assumed=first.assumed,
+    )
+
+
+def _tokens(batch: Batch, plan: RoutingPlan) -> dict[str, tuple[float, str]]:
+    """What each part of `step_flops` is spent on: how many tokens, and of which kind."""
+    image_tokens = float(plan.context.numel() + plan.target.numel())
+    read = float(plan.prefix.numel() + plan.live_read.numel())
+    return {
+        "vision tower, image tokens": (image_tokens, "image token"),
+        "vision tower, text it reads": (read, "text token"),
+        "image embedder, time and head": (image_tokens, "image token"),
+        "text tower, text after an image": (float(plan.live.numel()), "text token"),
+        "text tower, images and text it reads": (float(plan.context_read.numel()), "image token"),
+        "language model head": (float(plan.supervised.numel()), "supervised token"),
+    }

@@ -1,0 +1,104 @@
+"""Law: what `diptych inspect` says of a VPiT recipe is what torch's counter sees when the step is really run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from diptych.backbones.tiny_language import build_tiny_language_model
+from diptych.config import Recipe
+from diptych.models.accounts.recipe_account import account_recipe
+from diptych.models.vpit_checkpoint import build_vpit_morph
+from diptych.models.vpit_training import VPiTTraining
+from tiny_vpit import build_encoder, vpit_recipe, write_emblems
+
+PARTS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "stage 1": {"train_parts": ["connector", "boundary_tokens"]},
+    "head alone": {"train_parts": ["visual_head"]},
+    "adapters": {"lora": {"r": 4}},
+    "adapters alone": {"lora": {"r": 4}, "train_parts": ["language_model"]},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("account")
+    build_tiny_language_model("llama", hidden_size=64, intermediate_size=160).save_pretrained(folder / "language")
+    network: Any = build_encoder().network
+    network.network.save_pretrained(folder / "encoder")
+    write_emblems(folder / "data")
+    return folder
+
+
+def recipe_of(folder: Path, **vpit: Any) -> Recipe:
+    recipe = vpit_recipe(
+        folder / "run",
+        folder / "data",
+        language_model=str(folder / "language"),
+        vpit={"image_encoder": str(folder / "encoder"), **vpit},
+        train={"gradient_accumulation_steps": 2},
+    )
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"mixing": "batch"})})
+
+
+def whole_cross_entropy(states: Tensor, labels: Tensor, head: Any, parameters: Any) -> Tensor:
+    del parameters
+    return cross_entropy(head(states), labels, reduction="sum")
+
+
+@pytest.mark.parametrize("settings", PARTS.values(), ids=PARTS)
+def test_flops_and_parameters_are_those_of_a_real_step(
+    folder: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The same loss in one piece: torch's counter cannot look into a backward pass inside a forward pass.
+    monkeypatch.setattr("diptych.models.vpit_training.chunked_cross_entropy", whole_cross_entropy)
+    recipe = recipe_of(folder, **settings)
+    account = account_recipe(recipe)
+    training = VPiTTraining(recipe, build_vpit_morph(recipe, encoder=build_encoder(), cached=False))
+    counted = 0
+    for source in (0, 1):  # a micro-batch that draws and one that reads: one step of this mixture
+        batch = training.build_batch([(k, source, k) for k in range(4)], seed=0)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            losses = [loss.total for loss in training(batch).values() if loss.total.requires_grad]
+            if losses:
+                torch.stack(losses).sum().backward()
+        counted += counter.get_total_flops()
+    assert account.assumed is None
+    assert account.samples_per_step == 8
+    assert account.step.total == pytest.approx(counted, rel=0.03)
+    assert sum(account.trained.values()) == sum(p.numel() for p in training.trainable_parameters().values())
+    of_encoder = next(count for name, count in account.frozen.items() if name.startswith("image encoder"))
+    of_model = sum(account.trained.values()) + sum(account.frozen.values()) - of_encoder
+    assert of_model == sum(p.numel() for p in training.model.parameters())
+
+
+def test_nothing_trained_before_the_states_means_no_backward_in_the_language_model(folder: Path) -> None:
+    parts = {part.name: part.flops for part in account_recipe(recipe_of(folder, train_parts=["visual_head"])).parts}
+    assert parts["language model"].forward > 0
+    assert parts["language model"].backward == 0
+    assert parts["visual head"].backward > 0
+
+
+def test_recomputation_is_counted(folder: Path) -> None:
+    recipe = recipe_of(folder)
+    train = recipe.train.model_copy(update={"gradient_checkpointing": True})
+    plain, again = (account_recipe(r) for r in (recipe, recipe.model_copy(update={"train": train})))
+    once, twice = plain.parts[0].flops, again.parts[0].flops
+    # torch recomputes each layer up to what the backward pass needs, which is not all of its last product.
+    assert once.backward + 0.7 * once.forward < twice.backward <= once.backward + once.forward
+
+
+def test_without_data_lengths_are_assumed_and_said_to_be(folder: Path) -> None:
+    nowhere = vpit_recipe(folder, folder / "nowhere").data
+    account = account_recipe(recipe_of(folder).model_copy(update={"data": nowhere}))
+    assert account.assumed is not None
+    assert "is not there" in account.assumed
+    assert "assumed" in account.describe(1e9, measured=False)

@@ -1,0 +1,80 @@
+"""The papers' own recipes: they build without weights, train what the paper trains, and pass `diptych inspect`."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from diptych.cli import app
+from diptych.config import Recipe, load_recipe
+from diptych.models.accounts.recipe_account import account_recipe
+from diptych.models.accounts.run_account import RunAccount
+from diptych.stages import expand_stages
+
+PAPER = Path(__file__).parent.parent / "recipes" / "paper"
+NUM_GPUS = 8
+WIDTH, FEATURE_DIM, VOCABULARY = 4096, 1152, 128256
+CONNECTOR = FEATURE_DIM * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH
+VISUAL_HEAD = WIDTH * WIDTH + WIDTH + WIDTH * FEATURE_DIM + FEATURE_DIM
+BOUNDARY_TOKENS = 2 * 2 * WIDTH
+"""Rows of the embedding and of the LM head, which Llama-3.1 8B does not tie."""
+LLAMA_8B = 8_030_261_248
+
+
+@cache
+def account_of(name: str, number: int = 0) -> RunAccount:
+    return account_recipe(stages(name)[number])
+
+
+def stages(name: str) -> list[Recipe]:
+    return expand_stages(load_recipe(PAPER / f"metamorph{name}.yaml"))
+
+
+def batch_size(recipe: Recipe) -> int:
+    train = recipe.train
+    return train.per_device_train_batch_size * train.gradient_accumulation_steps * NUM_GPUS
+
+
+def test_stage_1_trains_the_connector_and_the_new_rows() -> None:
+    account = account_of("-stage1")
+    recipe = account.recipe
+    assert sum(account.trained.values()) == CONNECTOR + BOUNDARY_TOKENS
+    assert account.frozen["language model meta-llama/Llama-3.1-8B-Instruct"] == LLAMA_8B
+    assert (batch_size(recipe), recipe.train.learning_rate, recipe.data.max_length) == (768, 4.90e-5, 4096)
+    assert recipe.vpit.visual_weight == 0
+
+
+def test_stage_2_trains_everything_but_the_encoder() -> None:
+    account = account_of("-stage2")
+    recipe = account.recipe
+    assert sum(account.trained.values()) == LLAMA_8B + CONNECTOR + VISUAL_HEAD + BOUNDARY_TOKENS
+    assert (batch_size(recipe), recipe.train.learning_rate, recipe.train.weight_decay) == (1536, 6.93e-5, 0)
+    assert recipe.vpit.init_from is not None
+    assert recipe.vpit.visual_input_dropout == recipe.vpit.visual_input_noise == 0
+    weights = [source.weight for source in recipe.data.sources]
+    assert [round(100 * weight / sum(weights), 1) for weight in weights] == [44.0, 9.9, 31.1, 8.8, 3.2, 3.0]
+
+
+def test_the_decoder_is_stable_diffusion_with_a_new_projector() -> None:
+    account = account_of("-decoder")
+    unet, projector = 859_520_964, FEATURE_DIM * 2048 + 2048 + 2 * 2048 + 2048 * 768 + 768 + 2 * 768
+    assert sum(account.trained.values()) == unet + projector
+    assert account.frozen["autoencoder"] == 83_653_863
+
+
+def test_the_two_ways_to_write_it_are_one() -> None:
+    apart, together = [stages("-stage1")[0], stages("-stage2")[0]], stages("")
+    for one, other in zip(apart, together, strict=True):
+        mine, theirs = one.model_dump(exclude={"output_dir"}), other.model_dump(exclude={"output_dir"})
+        assert mine["vpit"].pop("init_from") is None or theirs["vpit"]["init_from"] is not None
+        theirs["vpit"].pop("init_from")
+        assert mine == theirs
+
+
+def test_inspect_names_both_stages() -> None:
+    result = CliRunner().invoke(app, ["inspect", str(PAPER / "metamorph.yaml"), "--gflops", "400000"])
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("stage that writes into") == 2
+    assert {"parameters", "FLOPs", "memory,", "time"} <= set(result.stdout.split())
