@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from diptych.key_aliases import translate_keys
 
 
 class Settings(BaseModel):
@@ -253,7 +256,8 @@ class Recipe(Settings):
 
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
-    """Reads a YAML recipe and applies `key.sub=value` overrides (values are YAML).
+    """Reads a YAML recipe and applies `key.sub=value` overrides (values are YAML). MetaMorph's names for settings of
+    method vpit are translated, with a note on stderr (key_aliases.py).
 
     Raises ValueError that names the file and the key: a missing file, broken YAML, an unknown key (with the
     nearest known one), a value of the wrong type.
@@ -269,6 +273,12 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         raise ValueError(f"recipe {path} must be a mapping of keys to values")
     for override in overrides:
         _apply_override(settings, override)
+    try:
+        settings, notes = translate_keys(settings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for text in notes:
+        print(f"note: {text}", file=sys.stderr)
     return build_recipe(settings, origin=str(path))
 
 
