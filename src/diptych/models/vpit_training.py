@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from diptych.config import Recipe
+from diptych.config import Recipe, VPiTConfig
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.formats import Sample, read_sources
 from diptych.data.tokenize import build_sequence
 from diptych.models.encoded_images import image_features
 from diptych.models.method import LossSum
-from diptych.models.vpit import Rows, Supervision, build_rows, find_supervision
+from diptych.models.vpit import Rows, Supervision, VPiT, build_rows, find_supervision
 from diptych.models.vpit_building import trained_parameters
 from diptych.models.vpit_checkpoint import save_vpit
 from diptych.models.vpit_morph import VPiTMorph
@@ -89,24 +89,10 @@ class VPiTTraining(nn.Module):
         return target
 
     def loss_counts(self, batch: VPiTBatch) -> dict[str, float]:
-        return {"ce": float(batch.supervision.text.numel()), "visual": float(batch.supervision.visual.numel())}
+        return loss_counts(batch)
 
     def forward(self, batch: VPiTBatch) -> dict[str, LossSum]:
-        model, supervision, config = self.model, batch.supervision, self.recipe.vpit
-        counts = self.loss_counts(batch)
-        states = model.states(batch.batch, batch.rows, batch.inputs if batch.inputs.numel() else None)
-        head = model.language_model.get_output_embeddings()
-        parameters = [*head.parameters(), *model.boundary_tokens.parameters()]
-        ce = chunked_cross_entropy(states[supervision.text], supervision.labels, model.text_logits, parameters)
-        visual = torch.zeros((), device=states.device)
-        if supervision.visual.numel():
-            visual = visual_loss(
-                model.visual_head(states[supervision.visual]),
-                batch.batch.images[supervision.target_images].flatten(0, 1),
-                kind=config.visual_loss,
-                temperature=config.visual_temperature,
-            )
-        return {"ce": LossSum(ce, counts["ce"]), "visual": LossSum(visual, counts["visual"])}
+        return vpit_losses(self.model, batch, self.recipe.vpit)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return self._trained
@@ -163,6 +149,31 @@ class VPiTTraining(nn.Module):
                 boundary_ids=self.model.boundary_tokens.token_ids,
             )
         return self._streams[key]
+
+
+def loss_counts(batch: VPiTBatch) -> dict[str, float]:
+    return {"ce": float(batch.supervision.text.numel()), "visual": float(batch.supervision.visual.numel())}
+
+
+def vpit_losses(model: VPiT, batch: VPiTBatch, config: VPiTConfig) -> dict[str, LossSum]:
+    """Cross-entropy over supervised text, `config.visual_loss` over target visual tokens, each from the state before.
+
+    The LM head is applied where text is supervised and nowhere else.
+    """
+    supervision, counts = batch.supervision, loss_counts(batch)
+    states = model.states(batch.batch, batch.rows, batch.inputs if batch.inputs.numel() else None)
+    head = model.language_model.get_output_embeddings()
+    parameters = [*head.parameters(), *model.boundary_tokens.parameters()]
+    ce = chunked_cross_entropy(states[supervision.text], supervision.labels, model.text_logits, parameters)
+    visual = torch.zeros((), device=states.device)
+    if supervision.visual.numel():
+        visual = visual_loss(
+            model.visual_head(states[supervision.visual]),
+            batch.batch.images[supervision.target_images].flatten(0, 1),
+            kind=config.visual_loss,
+            temperature=config.visual_temperature,
+        )
+    return {"ce": LossSum(ce, counts["ce"]), "visual": LossSum(visual, counts["visual"])}
 
 
 def is_drawing(sample: Sample) -> bool:
