@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH_INDEX_URL ?=
 # Of the demo: the method to train, where to, and for how long.
 METHOD ?= xfusion
-OUT ?= runs/demo
+OUT ?= runs/demo$(if $(filter vpit,$(METHOD)),-vpit)
 MINUTES ?=
 # Arguments passed on to pytest, such as PYTEST_ARGS='-k sampler'.
 PYTEST_ARGS ?= -n 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ def test_a_misspelt_key_is_one_line_that_names_the_right_one(tmp_path: Path) -> 
         (["assets", "fetch", "smolm2"], "smolm2"),
         (["assets", "fetch"], "--default"),
         (["assets", "verify", "openmojy"], "did you mean openmoji"),
-        (["demo", "--method", "vpit"], "vpit"),
+        (["demo", "--method", "chameleon"], "the demo knows: xfusion, vpit"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -189,10 +188,8 @@ def test_a_contact_sheet_of_a_small_data_set(tmp_path: Path) -> None:
         assert sheet.width > 16
 
 
-def test_inspect_of_the_autoencoder_is_quick_and_needs_no_data() -> None:
-    start = time.perf_counter()
+def test_inspect_of_the_autoencoder_needs_no_data() -> None:
     recipe = Path(__file__).parent.parent / "recipes" / "autoencoder.yaml"
     result = call("inspect", str(recipe), "--gflops", "100")
     assert result.exit_code == 0, result.stderr
     assert {"parameters", "memory,", "time", "trained", "samples"} <= set(result.stdout.split())
-    assert time.perf_counter() - start < 60

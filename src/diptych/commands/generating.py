@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from diptych.commands.output_folder import prepare_output
 
 
 class Mode(StrEnum):
@@ -34,10 +35,17 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a text answer at most.")] = 64,
     generation_mode: Annotated[
-        Mode, typer.Option(help="auto: text where an image is given, otherwise images.")
+        Mode,
+        typer.Option(
+            help="auto: a VPiT morph decides itself; an X-Fusion morph answers in text where an image is given, "
+            "otherwise in images."
+        ),
     ] = Mode.auto,
     language_model: Annotated[
         str | None, typer.Option(help="Where the base language model lies, if not where the morph says.")
+    ] = None,
+    pixel_decoder: Annotated[
+        str | None, typer.Option(help="Of a VPiT morph: draw with this pixel decoder in place of its own.")
     ] = None,
 ) -> None:
     """Draw images from a prompt; with --image, answer in text. Writes into --out, and prints the text."""
@@ -47,10 +55,10 @@ def generate(
     for path in images:
         if not path.is_file():
             raise ValueError(f"--image {path} does not exist")
-    _prepare(out)
+    prepare_output(out)
     from diptych.models.checkpoint import load_morph
 
-    loaded = load_morph(morph, language_model=language_model)
+    loaded = load_morph(morph, language_model=language_model, pixel_decoder=pixel_decoder)
     content: list[Any] = [{"type": "text", "text": f"{prompt}\n" if images else prompt}, *images]
     parts = loaded.generate(
         [{"role": "user", "content": content}],
@@ -72,13 +80,3 @@ def generate(
         text = "\n".join(texts)
         (out / "text.txt").write_text(text + "\n", encoding="utf-8")
         print(text)
-
-
-def _prepare(out: Path) -> None:
-    """Finds out before minutes of work whether the folder can be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out} cannot be made: {error.strerror}; give another folder") from error
-    if not os.access(out, os.W_OK):
-        raise ValueError(f"--out {out} cannot be written to; give another folder")

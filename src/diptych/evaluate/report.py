@@ -65,8 +65,19 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class TableSection:
+    """A table with a title, and words below it."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """Everything on the page, in the order in which it is shown. `protocol`: how the scores were measured."""
+    """Everything on the page, in the order in which it is shown. `protocol`: how the scores were measured.
+    `keeps_language`: whether the method promises that the language model stays as it was."""
 
     title: str
     summary: str
@@ -79,6 +90,8 @@ class Report:
     answers: Sequence[Answer]
     held_out_answers: Sequence[Answer]
     curves: Sequence[Curve]
+    keeps_language: bool = True
+    tables: Sequence[TableSection] = ()
     grids: Sequence[tuple[str, Image.Image]] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     settings: str = ""
@@ -93,11 +106,15 @@ def render_report(report: Report) -> str:
     )
     sections = [
         section("Scores", _scores(report)),
+        *(section(t.title, _table(t) + paragraph(t.words)) for t in report.tables),
         section("Drawing: combinations of the training set", _drawings(report.drawings)),
         section("Drawing: held-out combinations", held_out + _drawings(report.held_out_drawings)),
         section("Reading: images of the training set", _answers(report.answers, report.question)),
         section("Reading: held-out images", _answers(report.held_out_answers, report.question)),
-        section("The language model is untouched", _language(report.language)),
+        section(
+            "The language model is untouched" if report.keeps_language else "The language model was trained",
+            _language(report.language),
+        ),
         section("Training", _curves(report.curves)),
         section("The same prompts as training went on", _grids(report.grids)),
         section("Run", definition_list(report.facts) + details("Settings: the whole recipe", _code(report.settings))),
@@ -137,10 +154,14 @@ def _scores(report: Report) -> str:
             "",
             f"{check.num_prompts}",
             "",
-            f"0 {badge('reached' if is_whole else 'missed', is_whole)}",
+            f"0 {badge('reached' if is_whole else 'missed', is_whole)}" if report.keeps_language else "",
         ]
     )
     return table(["", "reached", "95% interval", "n", "chance", "goal"], rows) + paragraph(report.protocol)
+
+
+def _table(section: TableSection) -> str:
+    return table(list(section.columns), [[text(cell) for cell in row] for row in section.rows])
 
 
 def _drawings(drawings: Sequence[Drawing]) -> str:
@@ -180,7 +201,7 @@ def _language(check: LanguageCheck) -> str:
     told = (
         f"{check.num_prompts} texts went through the morph and through a freshly loaded copy of its language model: of "
         f"{check.num_logits:,} logits the largest absolute difference is {check.max_abs_diff:g}, and the weights are "
-        f"{'bit for bit the same' if check.same_weights else 'NOT the same'}."
+        f"{'bit for bit the same' if check.same_weights else 'not the same'}."
     )
     return paragraph(told)
 

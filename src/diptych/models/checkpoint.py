@@ -71,10 +71,13 @@ def save_morph(folder: str | Path, morph: Morph, *, weights: dict[str, Tensor] |
     replace_whole(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2), encoding="utf-8"))
 
 
-def load_morph(path: str | Path, *, language_model: str | LanguageModel | None = None) -> Any:
+def load_morph(
+    path: str | Path, *, language_model: str | LanguageModel | None = None, pixel_decoder: str | None = None
+) -> Any:
     """Loads a morph of either method: a folder written by `diptych train`, the name of a committed one, or a Hub id.
 
     `language_model`: where the base LLM lies, if not where the recipe says; its weights must be the same.
+    `pixel_decoder`: of a VPiT morph, in place of its own: one that reads the same visual tokens.
     Raises ValueError, naming the thing and the remedy: nothing there, a broken file, missing, extra or misshaped
     tensors (all of them), or a base language model, autoencoder or image encoder whose hash is not the morph's.
     """
@@ -84,9 +87,11 @@ def load_morph(path: str | Path, *, language_model: str | LanguageModel | None =
     if recipe.method == "vpit":
         from diptych.models.vpit_checkpoint import load_vpit
 
-        return load_vpit(folder, language_model=language_model)
+        return load_vpit(folder, language_model=language_model, pixel_decoder=pixel_decoder)
     if recipe.method != "xfusion":
         raise ValueError(f"{folder} is a {recipe.method.replace('_', ' ')}, which draws no prompts; give a morph")
+    if pixel_decoder is not None:
+        raise ValueError(f"{folder} is of method xfusion, which draws pixels itself; leave out the pixel decoder")
     if language_model is None or isinstance(language_model, str):
         name = language_model or recipe.language_model
         language_model = load_language_model(name, trust_remote_code=recipe.trust_remote_code)

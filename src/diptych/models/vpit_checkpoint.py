@@ -100,14 +100,18 @@ def save_vpit(folder: str | Path, morph: VPiTMorph, *, weights: dict[str, Tensor
     replace_whole(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2), encoding="utf-8"))
 
 
-def load_vpit(folder: Path, *, language_model: str | LanguageModel | None = None) -> VPiTMorph:
-    """Loads a VPiT morph; see `load_morph` for `language_model` and the errors."""
+def load_vpit(
+    folder: Path, *, language_model: str | LanguageModel | None = None, pixel_decoder: str | None = None
+) -> VPiTMorph:
+    """Loads a VPiT morph; see `load_morph` for the arguments and the errors."""
     config = read_config(folder / CONFIG)
     recipe = build_recipe(config["recipe"], origin=str(folder / CONFIG))
     recipe = recipe.model_copy(update={"vpit": recipe.vpit.model_copy(update={"init_from": None})})
     own_decoder = folder / PIXEL_DECODER
-    if (own_decoder / CONFIG).is_file():
-        recipe = recipe.model_copy(update={"vpit": recipe.vpit.model_copy(update={"pixel_decoder": str(own_decoder)})})
+    if pixel_decoder is None and (own_decoder / CONFIG).is_file():
+        pixel_decoder = str(own_decoder)
+    if pixel_decoder is not None:
+        recipe = recipe.model_copy(update={"vpit": recipe.vpit.model_copy(update={"pixel_decoder": pixel_decoder})})
     if language_model is None or isinstance(language_model, str):
         name = language_model or recipe.language_model
         language_model = load_language_model(name, trust_remote_code=recipe.trust_remote_code)

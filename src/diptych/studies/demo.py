@@ -1,4 +1,4 @@
-"""The main job: real images, a frozen LLM that learns to draw and to name them, and a page that shows how well."""
+"""The main job: real images, an LLM that learns to draw and to name them, and a page that shows how well."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ from diptych.train.progress import format_seconds
 
 ASSETS = ("openmoji", "fluent-emoji-3d", "emojibase-data")
 NUM_CONCEPTS = 200
+NUM_UNSEEN = {"xfusion": 0, "vpit": 20}
+"""Concepts more that training never shows, of each method that the demo knows."""
 GO_ON = "the same command goes on from here"
 
 
 def run_demo(
-    out: str | Path = "runs/demo",
+    out: str | Path | None = None,
     *,
+    method: str = "xfusion",
     minutes: float | None = None,
     num_concepts: int | None = None,
     overrides: Sequence[str] = (),
@@ -45,14 +48,16 @@ def run_demo(
     """Builds the data, trains, evaluates, writes `out`/report.html and `out`/scores.json. Returns the exit code.
 
     Whatever is there already is not done again: data, checkpoints (training resumes), a morph that was trained to its
-    end with the same settings. Ctrl-C keeps what was learnt and gives 130. `overrides`: `key=value` of the recipe.
+    end with the same settings. Ctrl-C keeps what was learnt and gives 130. `out`: None is the method's recipe's own
+    folder. `overrides`: `key=value` of the recipe.
     `asset_folders`: in place of the fetched packages of ASSETS. `encoder`: in place of EfficientNet-Lite0.
     Raises ValueError for whatever the user can mend.
     """
-    out = Path(out)
+    recipe = demo_recipe(out, method=method, minutes=minutes, overrides=overrides)
+    out = Path(recipe.output_dir)
     display = StageDisplay(num_stages=3)
     try:
-        return _run(out, display, minutes, num_concepts or NUM_CONCEPTS, overrides, asset_folders, encoder)
+        return _run(out, recipe, display, num_concepts or NUM_CONCEPTS, asset_folders, encoder)
     except KeyboardInterrupt:
         display.say(f"stopped; what was done is kept in {out}, and {GO_ON}")
         return 130
@@ -60,14 +65,12 @@ def run_demo(
 
 def _run(
     out: Path,
+    recipe: Recipe,
     display: StageDisplay,
-    minutes: float | None,
     num_concepts: int,
-    overrides: Sequence[str],
     asset_folders: Mapping[str, Path] | None,
     encoder: Any,
 ) -> int:
-    recipe = demo_recipe(out, minutes=minutes, overrides=overrides)
     display.stage(f"images: {num_concepts} concepts in two styles")
     folders = asset_folders or {name: asset_path(name) for name in ASSETS}
     with display.progress() as progress:
@@ -77,6 +80,7 @@ def _run(
             fluent_folder=folders["fluent-emoji-3d"],
             emojibase_folder=folders["emojibase-data"],
             num_concepts=num_concepts,
+            num_unseen=NUM_UNSEEN[recipe.method],
             progress=progress,
         )
     display.say(built.summary())
@@ -107,10 +111,19 @@ def _run(
     return 0
 
 
-def demo_recipe(out: Path, *, minutes: float | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """recipes/demo.yaml with the run's own folders; resumes where checkpoints lie. Errors: see `load_recipe`."""
-    path = find_recipe("demo.yaml")
+def demo_recipe(
+    out: str | Path | None = None,
+    *,
+    method: str = "xfusion",
+    minutes: float | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """The method's demo recipe with the run's own folders; resumes where checkpoints lie. Errors: see `load_recipe`."""
+    if method not in NUM_UNSEEN:
+        raise ValueError(f"there is no method {method!r}; the demo knows: {', '.join(NUM_UNSEEN)}")
+    path = find_recipe("demo.yaml" if method == "xfusion" else f"demo-{method}.yaml")
     plain = load_recipe(path)
+    out = Path(out or plain.output_dir)
     sources = [source.model_dump(mode="json") for source in plain.data.sources]
     for source in sources:
         if Path(source["path"]).is_relative_to(plain.output_dir):
@@ -167,7 +180,8 @@ def _train(out: Path, recipe: Recipe, display: StageDisplay) -> tuple[int, Langu
         "recipe": recipe.model_dump(mode="json"),
     }
     replace_file(out / "training.json", (json.dumps(training, indent=2) + "\n").encode())
-    return 0, method.morph.language
+    # VPiT trains the language model itself, so that this one is not the base any more.
+    return 0, method.morph.language if recipe.method == "xfusion" else None
 
 
 def _print_scores(display: StageDisplay, evaluation: Evaluation, scores: Mapping[str, Any]) -> None:
@@ -175,10 +189,13 @@ def _print_scores(display: StageDisplay, evaluation: Evaluation, scores: Mapping
     table.add_column()
     for name in ("reached", "n", "chance", "goal"):
         table.add_column(name, justify="right")
+    if "trained" in evaluation.visual_tokens:
+        cosine, goal = evaluation.visual_tokens["trained"].cosine, evaluation.goals["free_running_cosine"]
+        table.add_row("Visual tokens, free running: cosine to the real ones", f"{cosine:.3f}", "", "", f"{goal:g}")
     for row in score_rows(evaluation, only_headlines=True):
         goal = "" if row.goal is None else f"{100 * row.goal:.0f}%"
         table.add_row(row.name, format_share(row.score.value), str(row.score.num), format_share(row.score.chance), goal)
-    difference = f"{scores['language_max_abs_diff']:g}"
-    table.add_row("Text-only logits: difference to the base LLM", difference, "", "", "0")
+    difference, goal = f"{scores['language_max_abs_diff']:g}", "0" if evaluation.keeps_language else ""
+    table.add_row("Text-only logits: difference to the base LLM", difference, "", "", goal)
     table.add_row("Training", format_seconds(scores["train_seconds"]))
     display.print_out(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from diptych.backbones.language import load_language_model
 from diptych.backbones.vision import load_image_encoder
-from diptych.config import Recipe
+from diptych.config import Recipe, SampleConfig
 from diptych.data.builders.data_card import read_card
 from diptych.data.builders.emoji import QUESTIONS
 from diptych.data.formats import Sample, read_samples
@@ -23,12 +23,16 @@ from diptych.evaluate.machine import describe_machine
 from diptych.evaluate.naming import ask_about_images, is_named
 from diptych.evaluate.retrieval import embed_images, retrieval_ranks, retrieval_score
 from diptych.evaluate.scores import Score, share
+from diptych.studies.visual_token_evaluation import VisualScore, evaluate_visual_tokens
 
 Progress = Callable[[str, int, int], None]
 ENCODER = "efficientnet-lite0"
 QUESTION = QUESTIONS[0]
-GOALS = {"retrieval_top1": 0.75, "retrieval_top5": 0.92, "naming_exact": 0.95}
-"""For 200 concepts, and 12 minutes of training on two cores."""
+GOALS = {
+    "xfusion": {"retrieval_top1": 0.75, "retrieval_top5": 0.92, "naming_exact": 0.95},
+    "vpit": {"free_running_cosine": 0.95, "visual_top1": 0.95, "naming_exact": 0.95},
+}
+"""For 200 concepts, and 12 (X-Fusion) or 20 (VPiT) minutes of training on two cores."""
 BATCH_SIZE = 50
 _PROMISED = ("retrieval_top1", "retrieval_top5", "naming_exact", "naming_held_out", "retrieval_held_out_top1")
 
@@ -57,13 +61,26 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All outcomes, in the order of the combinations; their scores by name; the language check; speeds."""
+    """All outcomes, in the order of the combinations; their scores by name; the language check; speeds; how the images
+    were sampled. VPiT's: visual tokens before any pixel, by kind of request."""
 
+    method: str
     combinations: list[Combination]
     outcomes: list[Outcome]
     table: dict[str, Score]
     language: LanguageCheck
     speed: dict[str, float]
+    sampling: SampleConfig
+    visual_tokens: dict[str, VisualScore] = field(default_factory=dict)
+
+    @property
+    def goals(self) -> dict[str, float]:
+        return GOALS[self.method]
+
+    @property
+    def keeps_language(self) -> bool:
+        """Whether the method promises that the language model stays as it was."""
+        return self.method == "xfusion"
 
     def pairs(self, *, held_out: bool) -> list[tuple[Combination, Outcome]]:
         both = zip(self.combinations, self.outcomes, strict=True)
@@ -77,12 +94,15 @@ class Evaluation:
 def evaluate_demo(data: Path, morph: Any, recipe: Recipe, *, progress: Progress, encoder: Any = None) -> Evaluation:
     """Draws and asks with a morph, over the emoji set in the folder `data`.
 
-    `encoder`: what judges drawings; None: EfficientNet-Lite0. Raises ValueError if the data set is damaged.
+    `encoder`: what judges drawings; None: EfficientNet-Lite0. Raises ValueError if the data set is damaged, and for a
+    VPiT morph without a pixel decoder.
     """
     combinations = read_combinations(data)
     encoder = encoder or load_image_encoder(ENCODER)
+    visual_tokens = evaluate_visual_tokens(data, morph, progress=progress) if recipe.method == "vpit" else {}
+    sampling = _sampling(morph, recipe)
     start = time.perf_counter()
-    drawn = _draw(morph, combinations, recipe, progress)
+    drawn = _draw(morph, combinations, sampling, progress)
     drawing_seconds = time.perf_counter() - start
     start = time.perf_counter()
     answers = ask_about_images(
@@ -101,7 +121,11 @@ def evaluate_demo(data: Path, morph: Any, recipe: Recipe, *, progress: Progress,
     progress("comparing with the base language model", 0, 1)
     check = check_language(morph, load_language_model(recipe.language_model, dtype=morph.language_model.dtype))
     progress("comparing with the base language model", 1, 1)
-    return Evaluation(combinations, outcomes, score_outcomes(combinations, outcomes), check, speed)
+    table = score_outcomes(combinations, outcomes)
+    for kind, score in visual_tokens.items():
+        suffix = "" if kind == "trained" else f"_{kind}"
+        table |= {f"visual_top1{suffix}": score.top1, f"visual_top5{suffix}": score.top5}
+    return Evaluation(recipe.method, combinations, outcomes, table, check, speed, sampling, visual_tokens)
 
 
 def read_combinations(data: Path) -> list[Combination]:
@@ -154,7 +178,7 @@ def collect_scores(
 ) -> dict[str, Any]:
     """The contents of scores.json: each score as a plain number (null: nothing was counted), then with n, chance and
     interval, then what it was measured with. `training`: how training went; `hashes`: of morph and frozen parts."""
-    table, machine = evaluation.table, describe_machine()
+    table, visual, machine = evaluation.table, evaluation.visual_tokens, describe_machine()
     return {
         **dict.fromkeys(_PROMISED),
         **{name: score.value for name, score in table.items()},
@@ -168,9 +192,14 @@ def collect_scores(
         "num_concepts": evaluation.num_concepts,
         "chance": {name: score.chance for name, score in table.items()},
         "details": {name: score.as_dict() for name, score in table.items()},
-        "goals": GOALS,
+        **({"free_running_cosine": visual["trained"].cosine} if "trained" in visual else {}),
+        "visual_tokens": {
+            kind: {"cosine": score.cosine, "top1": score.top1.as_dict(), "top5": score.top5.as_dict()}
+            for kind, score in visual.items()
+        },
+        "goals": evaluation.goals,
         "seed": recipe.seed,
-        "sampling": recipe.sample.model_dump(mode="json", exclude={"prompts"}) | {"batch_size": BATCH_SIZE},
+        "sampling": evaluation.sampling.model_dump(mode="json", exclude={"prompts"}) | {"batch_size": BATCH_SIZE},
         "prompt_set": "every combination of concept and style, by name",
         "image_encoder": ENCODER,
         "dtype": recipe.dtype,
@@ -188,10 +217,17 @@ def _combination(data: Path, sample: Sample) -> Combination:
     return Combination(meta["concept"], meta["style"], prompt, real, bool(meta["held_out"]))
 
 
-def _draw(morph: Any, combinations: list[Combination], recipe: Recipe, progress: Progress) -> list[Image.Image]:
-    """As the recipe says, which need not be as the morph was saved. Each batch has a noise of its own, so that the
-    scores do not hang on a single one."""
-    sampling = recipe.sample
+def _sampling(morph: Any, recipe: Recipe) -> SampleConfig:
+    """As the recipe says, which need not be as the morph was saved; VPiT's images are sampled by its pixel decoder."""
+    if recipe.method == "xfusion":
+        return recipe.sample
+    if morph.pixel_decoder is None:
+        raise ValueError("the demo shows drawn images, and this morph has no pixel decoder; set vpit.pixel_decoder")
+    return morph.pixel_decoder.recipe.sample
+
+
+def _draw(morph: Any, combinations: list[Combination], sampling: SampleConfig, progress: Progress) -> list[Image.Image]:
+    """Each batch has a noise of its own, so that the scores do not hang on a single one."""
     drawn: list[Image.Image] = []
     for number, start in enumerate(range(0, len(combinations), BATCH_SIZE)):
         batch = combinations[start : start + BATCH_SIZE]

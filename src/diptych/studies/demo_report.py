@@ -15,12 +15,15 @@ from diptych.data.builders.data_card import read_card
 from diptych.data.builders.emoji import STYLE_WORDS
 from diptych.data.images import image_to_tensor, tensor_to_image
 from diptych.evaluate.naming import is_named
-from diptych.evaluate.report import Answer, Curve, Drawing, Report, ScoreRow
-from diptych.studies.demo_evaluation import BATCH_SIZE, ENCODER, GOALS, QUESTION, Combination, Evaluation, Outcome
+from diptych.evaluate.report import Answer, Curve, Drawing, Report, ScoreRow, TableSection, format_share
+from diptych.evaluate.scores import Score
+from diptych.studies.demo_evaluation import BATCH_SIZE, ENCODER, QUESTION, Combination, Evaluation, Outcome
+from diptych.studies.visual_token_evaluation import KINDS
 from diptych.train.progress import format_seconds
 
 NUM_DRAWINGS, NUM_ANSWERS, NUM_GRIDS = 48, 32, 6
 HEADLINES = {
+    "visual_top1": "Visual tokens, free running: right concept first",
     "retrieval_top1": "Drawing: right concept first",
     "retrieval_top5": "Drawing: right concept among the first five",
     "naming_exact": "Reading: exact name",
@@ -33,8 +36,13 @@ OTHERS = {
     "style_right_held_out": "Drawing held-out combinations: style right",
 }
 CURVES = {
+    "visual": ("Drawing: 1 - cosine of visual tokens", "loss", True),
     "flow": ("Drawing: flow-matching loss", "loss", False),
     "ce": ("Reading: cross-entropy of the answers", "nats per token", True),
+}
+TITLES = {
+    "xfusion": "A frozen language model learns to draw and to read",
+    "vpit": "A language model learns to predict images as it predicts words",
 }
 Pair = tuple[Combination, Outcome]
 
@@ -46,29 +54,31 @@ def build_report(
     num_concepts, size = evaluation.num_concepts, recipe.image_size
     trained = random.Random(0).sample(pairs := evaluation.pairs(held_out=False), len(pairs))
     held_out = random.Random(0).sample(pairs := evaluation.pairs(held_out=True), len(pairs))
-    minutes = format_seconds(scores["train_seconds"])
+    minutes, keeps = format_seconds(scores["train_seconds"]), evaluation.keeps_language
     return Report(
-        title="A frozen language model learns to draw and to read",
+        title=TITLES[evaluation.method],
         summary=(
             f"{recipe.language_model}, {num_concepts} concepts in two styles, {minutes} of training on "
             f"{scores['trained_on']['device']}, {scores['trained_on']['cores']} cores. First the scores, then what it "
-            "drew and said, and the proof that its language is as it was."
+            f"drew and said, and {'the proof that its language is as it was' if keeps else 'how far its words moved'}."
         ),
         scores=score_rows(evaluation),
         language=evaluation.language,
+        keeps_language=keeps,
+        tables=_visual_tokens(evaluation),
         protocol=(
             "Drawing: each prompt is drawn once, and the image compared with the real images of all "
             f"{num_concepts} concepts in the same style, at {size} pixels, by the cosine of {ENCODER} features. Style "
             "right: the nearest real image of either style has the style that was asked for. Reading: the answer to "
             f"“{QUESTION}” is the exact name, but for case, punctuation and articles. Held-out combinations were never "
-            "trained on. Intervals are Wilson's. The goals are for 200 concepts and 12 minutes on two cores."
+            "trained on. Intervals are Wilson's. The goals are for 200 concepts on two cores."
         ),
         question=QUESTION,
         drawings=[_drawing(pair, size) for pair in _whole_concepts(trained, NUM_DRAWINGS)],
         held_out_drawings=[_drawing(pair, size) for pair in held_out[:NUM_DRAWINGS]],
         answers=[_answer(pair, size) for pair in _with_mistakes(trained)],
         held_out_answers=[_answer(pair, size) for pair in held_out[:NUM_DRAWINGS]],
-        curves=_curves(log_rows),
+        curves=_curves(log_rows) + _measured(log_rows),
         grids=_grids(out / "samples"),
         facts=_facts(evaluation, recipe, scores),
         settings=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
@@ -82,7 +92,9 @@ def build_report(
 def score_rows(evaluation: Evaluation, *, only_headlines: bool = False) -> list[ScoreRow]:
     """The table of scores, headlines first, then each style alone."""
     table = evaluation.table
-    rows = [ScoreRow(name, table[key], GOALS.get(key), True) for key, name in HEADLINES.items() if key in table]
+    rows = [
+        ScoreRow(name, table[key], evaluation.goals.get(key), True) for key, name in HEADLINES.items() if key in table
+    ]
     if only_headlines:
         return rows
     rows += [ScoreRow(name, table[key]) for key, name in OTHERS.items() if key in table]
@@ -137,6 +149,44 @@ def _curves(log_rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
     return [*curves, Curve("Speed of training", "samples per second", speed)] if log_rows else []
 
 
+def _measured(log_rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """What the method measured beside its losses."""
+    points = [
+        (row["train_seconds"] / 60, row["measures"]["free_running_cosine"])
+        for row in log_rows
+        if "free_running_cosine" in row.get("measures", {})
+    ]
+    return [Curve("Drawing: free-running cosine, training prompts", "cosine", points)] if points else []
+
+
+def _visual_tokens(evaluation: Evaluation) -> list[TableSection]:
+    rows = [
+        [
+            KINDS[kind],
+            f"{score.cosine:.3f}",
+            _with_interval(score.top1),
+            _with_interval(score.top5),
+            f"{score.top1.num:,}",
+            f"{format_share(score.top1.chance)}, {format_share(score.top5.chance)}",
+        ]
+        for kind, score in evaluation.visual_tokens.items()
+    ]
+    if not rows:
+        return []
+    words = (
+        "Each visual token is predicted from those predicted before it. Cosine: to the real picture's visual tokens. "
+        "First, and among the first five: of all real pictures of the style, by the same cosine. What was trained on "
+        "is memory; the other rows are what it makes of requests that it never met."
+    )
+    columns = ["prompts", "cosine", "right first (95% interval)", "among five (95% interval)", "n", "chance"]
+    return [TableSection("Visual tokens, before any pixel", columns, rows, words)]
+
+
+def _with_interval(score: Score) -> str:
+    low, high = score.interval
+    return f"{format_share(score.value)} ({format_share(low)} to {format_share(high)})"
+
+
 def _grids(folder: Path) -> list[tuple[str, Image.Image]]:
     paths = sorted(folder.glob("step-*.png"))
     last = len(paths) - 1
@@ -150,7 +200,7 @@ def _grids(folder: Path) -> list[tuple[str, Image.Image]]:
 
 
 def _facts(evaluation: Evaluation, recipe: Recipe, scores: Mapping[str, Any]) -> dict[str, str]:
-    sampling, machine, trained_on = recipe.sample, scores["machine"], scores["trained_on"]
+    sampling, machine, trained_on = evaluation.sampling, scores["machine"], scores["trained_on"]
     facts = {
         "training": f"{scores['steps']:,} steps in {format_seconds(scores['train_seconds'])}",
         "speed of training": f"{scores['samples_per_second']:.1f} samples per second, "
