@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -156,6 +157,12 @@ def test_an_unexpected_error_keeps_its_traceback() -> None:
     result = CliRunner().invoke(failing_app(RuntimeError("a fault")), ["fail"])
     assert result.exit_code == 1
     assert isinstance(result.exception, RuntimeError)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_is_one_line_with_a_remedy(number: int) -> None:
+    result = CliRunner().invoke(failing_app(OSError(number, os.strerror(number), "out/image-0.png")), ["fail"])
+    assert f"out/image-0.png: {os.strerror(number)}; free some space" in errors_of(result)
 
 
 def test_an_error_of_many_lines_becomes_one() -> None:

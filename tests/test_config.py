@@ -41,6 +41,22 @@ def test_all_recipes_load(path: Path) -> None:
     assert build_recipe(recipe.model_dump(mode="json")) == recipe
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("max_steps", "train.max_steps"), ("resume_from_checkpont", "train.resume_from_checkpoint")],
+)
+def test_a_key_of_a_group_without_its_group_is_told_where_it_belongs(tmp_path: Path, key: str, meant: str) -> None:
+    recipe = Path(__file__).parent.parent / "recipes" / "demo.yaml"
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        load_recipe(recipe, [f"{key}=5"])
+
+
+def test_a_setting_that_a_method_does_not_heed_is_refused() -> None:
+    recipe = Path(__file__).parent.parent / "recipes" / "demo.yaml"
+    with pytest.raises(ValueError, match="gradient_checkpointing is not there for method xfusion"):
+        load_recipe(recipe, ["train.gradient_checkpointing=true"])
+
+
 def test_there_are_recipes() -> None:
     assert {"autoencoder.yaml", "demo.yaml"} <= {path.name for path in RECIPES}
 

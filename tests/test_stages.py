@@ -27,6 +27,11 @@ def staged(**settings: Any) -> Recipe:
     return build_recipe(base | settings)
 
 
+def test_a_method_without_stages_says_so() -> None:
+    with pytest.raises(ValueError, match="method xfusion has no stages"):
+        expand_stages(staged(method="xfusion"))
+
+
 def test_a_recipe_without_stages_is_its_only_one() -> None:
     recipe = staged(stages=[])
     assert expand_stages(recipe) == [recipe]

@@ -6,6 +6,7 @@ fault of Diptych and shows its traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 
 from diptych.commands import asset_commands, datasets, generating, reconstructing, running_demo, training
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _FILE_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -28,6 +30,11 @@ class PlainErrors(TyperGroup):
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         except ValueError as error:
             message = str(error)
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            message = f"{place}{error.strerror}; free some space or mend the disk, or write to another folder"
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             raise SystemExit(130) from None

@@ -241,11 +241,20 @@ class Recipe(Settings):
     vpit: VPiTConfig = VPiTConfig()
     pixel_decoder_training: PixelDecoderConfig = PixelDecoderConfig()
     stages: tuple[StageConfig, ...] = Field(
-        default=(), description="run one after the other, each from the last one's morph"
+        default=(), description="of vpit: run one after the other, each from the last one's morph"
     )
     data: DataConfig
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="after")
+    def _checkpoints_where_it_can(self) -> Recipe:
+        if self.train.gradient_checkpointing and self.method in ("xfusion", "autoencoder"):
+            raise ValueError(
+                f"train.gradient_checkpointing is not there for method {self.method}; leave it out, or take a smaller "
+                "per_device_train_batch_size with more gradient_accumulation_steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _layers_ascend(self) -> Recipe:
@@ -321,6 +330,17 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields)
 
 
+def _keys_named(name: str) -> list[str]:
+    """Dotted names of the settings of any group that are called `name`, or nearly so."""
+    groups = {
+        key: list(field.annotation.model_fields)
+        for key, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+    nearest = difflib.get_close_matches(name, {key for keys in groups.values() for key in keys}, n=1)
+    return [f"{group}.{nearest[0]}" for group, keys in groups.items() if nearest and nearest[0] in keys]
+
+
 def _explain(error: ValidationError, origin: str) -> str:
     lines = []
     for problem in error.errors():
@@ -329,7 +349,8 @@ def _explain(error: ValidationError, origin: str) -> str:
         if problem["type"] == "extra_forbidden":
             known = _known_keys(location[:-1])
             near = difflib.get_close_matches(str(location[-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            meant = near or _keys_named(str(location[-1]))
+            hint = f"did you mean {meant[0]!r}?" if meant else f"known keys: {', '.join(known)}"
             lines.append(f"unknown key {name!r}; {hint}")
         else:
             lines.append(f"{name}: {problem['msg']}")

@@ -11,12 +11,14 @@ from diptych.config import Recipe, build_recipe
 def expand_stages(recipe: Recipe) -> list[Recipe]:
     """The recipes to run, in order: the recipe itself if it has no stages.
 
-    Stage NAME writes into `output_dir`/NAME, the last one into `output_dir` itself. A stage of method vpit starts from
-    the last stage's morph, if it does not name another. Raises ValueError, naming the stage, for settings that do not
-    fit, and for two stages of one name.
+    Stage NAME writes into `output_dir`/NAME, the last one into `output_dir` itself. A stage starts from the last
+    stage's morph, if it does not name another. Raises ValueError, naming the stage, for settings that do not fit, for
+    two stages of one name, and for a method that has none.
     """
     if not recipe.stages:
         return [recipe]
+    if recipe.method != "vpit":
+        raise ValueError(f"method {recipe.method} has no stages, since none of its runs starts from another's morph")
     names = [stage.name for stage in recipe.stages]
     if len(set(names)) < len(names):
         raise ValueError(f"stages must have names of their own, got {', '.join(names)}")
@@ -26,7 +28,7 @@ def expand_stages(recipe: Recipe) -> list[Recipe]:
         settings = _merge(common, stage.changes)
         if "output_dir" not in stage.changes and number < len(recipe.stages):
             settings["output_dir"] = str(Path(recipe.output_dir) / stage.name)
-        if recipes and recipe.method == "vpit" and "init_from" not in stage.changes.get("vpit", {}):
+        if recipes and "init_from" not in stage.changes.get("vpit", {}):
             settings["vpit"] = {**settings["vpit"], "init_from": str(Path(recipes[-1].output_dir) / "morph")}
         recipes.append(build_recipe(settings, origin=f"stage {stage.name!r}"))
     return recipes

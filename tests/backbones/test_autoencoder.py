@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,31 @@ def test_what_does_not_fit_is_refused_by_name(folder: Path, harm: Callable[[Path
     with pytest.raises(ValueError, match=re.escape(message)) as refusal:
         load_autoencoder(str(folder))
     assert str(folder) in str(refusal.value)
+
+
+def test_of_a_whole_pipeline_it_is_the_vae(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "pipeline" / "vae")
+    (tmp_path / "pipeline" / "model_index.json").write_text("{}")
+    (tmp_path / "pipeline" / "v1-5-pruned.safetensors").write_bytes(b"what must not be read")
+    alone, within = load_autoencoder(str(folder)), load_autoencoder(str(tmp_path / "pipeline"))
+    assert within.hash == alone.hash
+
+
+def test_one_set_of_weights_is_taken_where_there_are_several(folder: Path) -> None:
+    before = load_autoencoder(str(folder)).hash
+    shutil.copy(folder / WEIGHTS, folder / "diffusion_pytorch_model.fp16.safetensors")
+    assert load_autoencoder(str(folder)).hash == before
+
+
+def test_a_damaged_config_is_refused_by_file(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        load_autoencoder(str(folder))
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"neither .* has config\.json and \*\.safetensors"):
+        load_autoencoder(str(tmp_path))
 
 
 def test_a_misspelt_name_gets_the_right_one(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     decoder.save_pretrained(folder / "decoder")
     decoder.save_pretrained(folder / "vpit" / "pixel_decoder")
     vpit = recipe.model_copy(update={"method": "vpit"}).model_dump(mode="json")
-    (folder / "vpit" / "config.json").write_text(json.dumps({"format": 1, "hashes": {}, "recipe": vpit}))
+    (folder / "vpit" / "config.json").write_text(
+        json.dumps({"format": 1, "hashes": {}, "weights_sha256": "", "recipe": vpit})
+    )
     return folder
 
 

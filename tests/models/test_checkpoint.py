@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diptych.models.checkpoint as checkpoint
+from diptych.models import morph_files
 from diptych.models.checkpoint import CONFIG, WEIGHTS, load_morph, save_morph
 from diptych.models.generate import Morph
 from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph
@@ -48,7 +50,8 @@ def test_a_morph_comes_back_bit_for_bit(saved: tuple[Path, Morph], tmp_path: Pat
     assert theirs.keys() == _weights(morph).keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in _weights(morph).items())
     assert not any(tensor.requires_grad for tensor in theirs.values())
-    assert loaded.recipe == morph.recipe
+    portable = {"output_dir": ".", "cache_dir": None}
+    assert loaded.recipe == morph.recipe.model_copy(update=portable)
     ask = [{"role": "user", "content": "a cat"}]
     assert loaded.generate(ask)[0].tobytes() == morph.generate(ask)[0].tobytes()  # type: ignore[union-attr]
 
@@ -90,6 +93,78 @@ def test_another_autoencoder_is_refused(saved: tuple[Path, Morph], monkeypatch: 
         load_morph(folder, language_model=morph.language)
 
 
+def vouch_again(folder: Path) -> None:
+    """Makes a morph's config agree with weights that were changed on purpose."""
+    config = json.loads((folder / CONFIG).read_text())
+    config["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.99])
+def test_a_flipped_bit_is_found_and_the_file_named(saved: tuple[Path, Morph], place: float) -> None:
+    folder, morph = saved
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[int(place * len(data))] ^= 1
+    (folder / WEIGHTS).write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=rf"{WEIGHTS} is damaged: its SHA-256"):
+        load_morph(folder, language_model=morph.language)
+
+
+def test_a_morph_names_no_folder_of_the_machine_it_was_trained_on(tmp_path: Path) -> None:
+    morph = build_tiny_morph(output_dir="/home/someone/runs/x", cache_dir="/home/someone/cache")
+    save_morph(tmp_path, morph)
+    assert "/home/someone" not in (tmp_path / CONFIG).read_text()
+
+
+def test_others_may_read_a_morph(saved: tuple[Path, Morph]) -> None:
+    for path in saved[0].iterdir():
+        assert path.stat().st_mode & 0o444 == 0o444, path.name
+
+
+def test_a_morph_cannot_switch_on_code_of_a_repository(saved: tuple[Path, Morph], tmp_path: Path) -> None:
+    """The morph of a stranger names a language model with code of its own, and says that this code is trusted."""
+    folder, morph = saved
+    canary, base = tmp_path / "canary", tmp_path / "base"
+    morph.language.save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "strange.C", "AutoModelForCausalLM": "strange.M"}}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "strange.py").write_text(f"open({str(canary)!r}, 'w').close()")
+    settings = json.loads((folder / CONFIG).read_text())
+    settings["recipe"] |= {"trust_remote_code": True, "language_model": str(base)}
+    (folder / CONFIG).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"asks to run code from the repository of .*--trust-remote-code"):
+        load_morph(folder)
+    settings["recipe"]["trust_remote_code"] = False
+    (folder / CONFIG).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="language model"):
+        load_morph(folder)
+    assert not canary.exists()
+
+
+def test_a_base_that_lies_elsewhere_is_told_how_to_be_given(saved: tuple[Path, Morph]) -> None:
+    folder, _ = saved
+    config = json.loads((folder / CONFIG).read_text())
+    config["recipe"]["language_model"] = "/only/on/another/machine"
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"there is no such folder.*say where it lies with --language-model"):
+        load_morph(folder)
+
+
+def test_a_base_of_another_size_is_refused_by_its_hash(saved: tuple[Path, Morph]) -> None:
+    """Not by whatever does not fit of it first."""
+    other = build_language(num_hidden_layers=1)
+    with pytest.raises(ValueError, match=r"language model with hash .*--language-model"):
+        load_morph(saved[0], language_model=other)
+
+
+def test_a_family_that_cannot_be_routed_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    recipe = build_tiny_morph().recipe.model_copy(update={"language_model": str(tmp_path)})
+    with pytest.raises(ValueError, match="'gpt2' cannot be routed"):
+        checkpoint.build_morph(recipe, autoencoder=FakeAutoencoder(), cached=False)
+
+
 def _without(tensors: dict[str, torch.Tensor]) -> None:
     del tensors["embedder.linear.weight"]
 
@@ -117,6 +192,7 @@ def test_missing_extra_and_misshaped_tensors_are_named(
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS)
+    vouch_again(folder)
     with pytest.raises(ValueError, match=named):
         load_morph(folder, language_model=morph.language)
 
@@ -170,7 +246,7 @@ def test_a_save_that_fails_keeps_the_morph_that_was_there(
     def full_disk(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(morph_files, "save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_morph(folder, morph)
     assert (folder / WEIGHTS).read_bytes() == before

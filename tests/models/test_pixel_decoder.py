@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -217,7 +218,7 @@ def test_the_decoder_of_a_vpit_morph_is_found(parts: Path, tmp_path: Path) -> No
         vpit = recipe.model_copy(
             update={"method": "vpit", "vpit": recipe.vpit.model_copy(update={"pixel_decoder": named})}
         )
-        config = {"format": 1, "hashes": {}, "recipe": vpit.model_dump(mode="json")}
+        config = {"format": 1, "hashes": {}, "weights_sha256": "", "recipe": vpit.model_dump(mode="json")}
         (folder / "config.json").write_text(json.dumps(config))
         return folder
 
@@ -240,10 +241,12 @@ def test_a_folder_that_does_not_fit_is_refused_by_name(parts: Path, tmp_path: Pa
     whole, tensors = config.read_text(), load_file(weights)
     gone = tensors.pop("network.no_condition")
     save_file(tensors | {"extra": gone}, weights)
+    agreeing = json.loads(whole) | {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    config.write_text(json.dumps(agreeing))
     with pytest.raises(ValueError, match=r"missing network\.no_condition; unexpected extra"):
         load_pixel_decoder(tmp_path)
     weights.write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="missing or damaged"):
+    with pytest.raises(ValueError, match="is damaged: its SHA-256"):
         load_pixel_decoder(tmp_path)
     config.write_text(json.dumps(json.loads(whole) | {"visual_tokens": {"what": 1}}))
     with pytest.raises(ValueError, match=r"config\.json is damaged"):

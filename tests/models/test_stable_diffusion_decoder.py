@@ -166,7 +166,9 @@ def test_a_base_that_is_not_there_or_damaged_is_refused_by_name(parts: Path, tmp
 
     with pytest.raises(ValueError, match="base '/nowhere': there is no such folder"):
         build("/nowhere")
-    with pytest.raises(ValueError, match="base 'nobody/nothing' is no folder, and could not be fetched from the Hub"):
+    with pytest.raises(
+        ValueError, match="base 'nobody/nothing' is no folder and could not be fetched from the Hugging Face Hub"
+    ):
         build("nobody/nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no vae, unet, scheduler"):

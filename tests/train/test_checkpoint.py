@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import diptych
 from diptych.train.checkpoint import CheckpointError, find_checkpoint, find_latest, write_checkpoint
-from diptych.train.durable import MANIFEST, write_manifest
+from diptych.train.durable import MANIFEST, only_writer, write_manifest
 from diptych.train.loop import run_training
 from train.toy_method import ToyMethod, make_snapshot, toy_recipe
 
@@ -95,6 +95,44 @@ def test_a_run_goes_on_over_a_damaged_checkpoint_and_replaces_it(run: Path, fini
     latest = find_latest(run / "checkpoints")
     assert latest is not None
     assert latest.path.name == "step-000012"
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_is_saved_after_a_fall_back_is_not_removed_for_the_damaged_one(tmp_path: Path, keep: int) -> None:
+    """A damaged step-000012 is newer than all that follows until the run has passed it, and must not push it out."""
+    recipe = {"save_every": 4, "save_total_limit": 3}
+    run_training(toy_recipe(tmp_path, **recipe), ToyMethod())
+    flip(tmp_path / "checkpoints" / "step-000012" / "optimizer.safetensors")
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000008")
+    recipe = {"save_every": 2, "save_total_limit": keep, "max_steps": 6, "resume_from_checkpoint": "latest"}
+    with pytest.warns(UserWarning, match="step-000012"):
+        run_training(toy_recipe(tmp_path, **recipe), ToyMethod())
+    with pytest.warns(UserWarning, match="step-000012"):
+        latest = find_latest(tmp_path / "checkpoints")
+    assert latest is not None
+    assert latest.path.name == "step-000006"
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert names == ["step-000004", "step-000006", "step-000012"][2 - keep :]
+
+
+def test_latest_of_nothing_but_damage_is_refused_with_every_file(run: Path) -> None:
+    log = (run / "log.jsonl").read_bytes()
+    for folder in (run / "checkpoints").glob("step-*"):
+        flip(folder / "trained.safetensors")
+    with pytest.warns(UserWarning, match="corrupt"), pytest.raises(CheckpointError) as caught:
+        run_training(toy_recipe(run, resume_from_checkpoint="latest"), ToyMethod())
+    for name in ("step-000004", "step-000008", "step-000012", "trained.safetensors is corrupt", "output_dir"):
+        assert name in str(caught.value)
+    assert (run / "log.jsonl").read_bytes() == log
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    with (
+        only_writer(tmp_path),
+        pytest.raises(ValueError, match=f"another run is writing into output_dir {tmp_path}"),
+    ):
+        run_training(toy_recipe(tmp_path, max_steps=2), ToyMethod())
+    assert run_training(toy_recipe(tmp_path, max_steps=2), ToyMethod()).step == 2
 
 
 def test_a_damaged_checkpoint_asked_for_by_path_is_refused_by_file(run: Path) -> None:

@@ -104,6 +104,25 @@ def test_a_crashed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert ended == uninterrupted
 
 
+def test_a_run_resumed_between_two_rows_of_the_log_with_nothing_left_to_do_ends_well(tmp_path: Path) -> None:
+    run_training(toy_recipe(tmp_path, logging_steps=4, max_steps=3), ToyMethod())
+    rows = (tmp_path / "log.jsonl").read_text()
+    options = {"logging_steps": 4, "max_steps": 3, "resume_from_checkpoint": "latest"}
+    result = run_training(toy_recipe(tmp_path, **options), ToyMethod())
+    assert (result.step, result.interrupted) == (3, False)
+    assert (tmp_path / "log.jsonl").read_text() == rows
+
+
+def test_the_first_step_of_a_resumed_run_may_be_skipped(tmp_path: Path) -> None:
+    stopped = run_until(tmp_path, 3, {}, logging_steps=8, max_steps=8)
+    assert stopped.interrupted
+    draw = stopped.step * 2
+    options = {"logging_steps": 8, "max_steps": stopped.step + 1, "max_skipped_steps": 1}
+    poisoned = ToyMethod(poison={draw: "gradient"})
+    result = run_training(toy_recipe(tmp_path, resume_from_checkpoint="latest", **options), poisoned)
+    assert (result.step, result.skipped_steps) == (stopped.step + 1, 1)
+
+
 def test_a_finished_run_resumed_does_nothing_and_may_be_prolonged(tmp_path: Path) -> None:
     run_training(toy_recipe(tmp_path), ToyMethod())
     before = final_state(tmp_path)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from diptych.backbones.hub_loading import quiet_diffusers, resolve_folder
+from diptych.backbones.hub_loading import find_folder, quiet_diffusers
 from diptych.backbones.weight_hash import hash_folder
 
 EMBEDDED = {"emoji-tiny": Path(__file__).parent / "weights" / "emoji-tiny"}
@@ -76,6 +76,25 @@ def unfold_pixels(folded: Tensor, factor: int) -> Tensor:
     return pixel_shuffle(folded, factor) if factor > 1 else folded
 
 
+HUB_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
+def find_autoencoder(name: str) -> Path:
+    """The folder of an autoencoder: embedded, a folder, or of a Hugging Face id, fetched. Of a whole diffusers pipeline
+    such as Stable Diffusion it is the `vae` folder. Raises ValueError, naming it, if there is none."""
+    if name in EMBEDDED:
+        return EMBEDDED[name]
+    patterns = (*HUB_FILES, *(f"vae/{file}" for file in HUB_FILES))
+    folder = find_folder(name, what="autoencoder", embedded=tuple(EMBEDDED), patterns=patterns)
+    found = next((path for path in (folder / "vae", folder) if (path / "config.json").is_file()), None)
+    if found is None or not any(found.glob("*.safetensors")):
+        raise ValueError(
+            f"autoencoder {name!r}: neither {folder} nor a vae folder in it has config.json and *.safetensors; "
+            "save one there with save_pretrained"
+        )
+    return found
+
+
 def load_autoencoder(name: str) -> Autoencoder:
     """Loads "emoji-tiny" (embedded), or an `AutoencoderKL` / `AutoencoderTiny` by folder or Hugging Face id.
 
@@ -83,8 +102,11 @@ def load_autoencoder(name: str) -> Autoencoder:
     """
     import diffusers
 
-    folder = EMBEDDED.get(name) or resolve_folder(name, what="autoencoder", embedded=tuple(EMBEDDED))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    folder = find_autoencoder(name)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"autoencoder {name!r}: {folder / 'config.json'} is damaged: {error}") from error
     kind = config.get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise ValueError(f"autoencoder {name!r} is a {kind}; give an AutoencoderKL or an AutoencoderTiny")

@@ -67,6 +67,9 @@ def build_folder(folder: Path, build: Callable[[Path], None], *, is_whole: Calla
                 _remove(partial)
                 partial.mkdir(parents=True)
                 build(partial)
+                for path in partial.rglob("*"):
+                    if path.is_file() and not path.is_symlink():
+                        path.chmod(path.stat().st_mode | 0o444)  # safetensors writes files for their owner alone
                 _remove(folder)
                 os.replace(partial, folder)
             finally:

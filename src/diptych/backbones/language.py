@@ -55,16 +55,26 @@ def load_language_model(
     Raises ValueError that names the model and the remedy: not found, offline, no safetensors, no tokenizer, damaged
     weights, code that was not trusted.
     """
-    embedded = tuple(EMBEDDED_LANGUAGE_MODELS)
-    if name in embedded:
-        folder = _convert_embedded(name, report)
-    else:
-        folder = resolve_folder(name, what="language model", embedded=embedded, trust_remote_code=trust_remote_code)
+    folder = _find_folder(name, trust_remote_code, report)
     options = {"trust_remote_code": trust_remote_code}
     model = load_pretrained(AutoModelForCausalLM, folder, name=name, what="language model", dtype=dtype, **options)
     tokenizer = load_pretrained(AutoTokenizer, folder, name=name, what="tokenizer of", **options)
     model.eval().requires_grad_(False)
     return LanguageModel(model=model, tokenizer=tokenizer, name=name, hash=hash_folder(folder))
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a language model alone; no weights are read. Errors: see `load_language_model`."""
+    folder = _find_folder(name, trust_remote_code, report_to_stderr)
+    options = {"trust_remote_code": trust_remote_code}
+    return load_pretrained(AutoTokenizer, folder, name=name, what="tokenizer of", **options)
+
+
+def _find_folder(name: str, trust_remote_code: bool, report: Callable[[str], None]) -> Path:
+    embedded = tuple(EMBEDDED_LANGUAGE_MODELS)
+    if name in embedded:
+        return _convert_embedded(name, report)
+    return resolve_folder(name, what="language model", embedded=embedded, trust_remote_code=trust_remote_code)
 
 
 def build_language_model(model: Any, tokenizer: Any, *, name: str) -> LanguageModel:

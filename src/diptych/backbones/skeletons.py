@@ -34,10 +34,15 @@ def build_language_skeleton(name: str, *, trust_remote_code: bool = False) -> An
 
     Raises ValueError that names the model if its config is known, in a folder, or on the Hub nowhere.
     """
-    config = _config(name, "language model", LANGUAGE_SHAPES, trust_remote_code=trust_remote_code)
+    config = read_language_config(name, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model.eval().requires_grad_(False)
+
+
+def read_language_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The Hugging Face config alone. Errors: see `build_language_skeleton`."""
+    return _config(name, "language model", LANGUAGE_SHAPES, trust_remote_code=trust_remote_code)
 
 
 def build_encoder_skeleton(
@@ -61,7 +66,13 @@ def build_encoder_skeleton(
 
 def build_autoencoder_skeleton(name: str) -> Autoencoder:
     """An autoencoder whose weights take no memory; `name` as for `load_autoencoder`."""
-    path = _file(str(EMBEDDED_AUTOENCODERS.get(name, name)), "config.json", what=f"autoencoder {name!r}")
+    if name in DIFFUSION_SHAPES:
+        return autoencoder_from_config(DIFFUSION_SHAPES[name]["vae"], name=name)
+    base = str(EMBEDDED_AUTOENCODERS.get(name, name))
+    try:
+        path = _file(base, "vae/config.json", what=f"autoencoder {name!r}")  # of a whole pipeline
+    except ValueError:
+        path = _file(base, "config.json", what=f"autoencoder {name!r}")
     return autoencoder_from_config(json.loads(path.read_text(encoding="utf-8")), name=name)
 
 

@@ -79,9 +79,10 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
+    index = folder / "model.safetensors.index.json"
+    for name in ("model.safetensors", "diffusion_pytorch_model.safetensors"):  # of transformers, of diffusers
+        if (folder / name).is_file():
+            return [folder / name]
     if index.is_file():
         try:
             shards = sorted(

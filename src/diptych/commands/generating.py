@@ -44,6 +44,9 @@ def generate(
     language_model: Annotated[
         str | None, typer.Option(help="Where the base language model lies, if not where the morph says.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code from the language model's repository, if it has some.")
+    ] = False,
     pixel_decoder: Annotated[
         str | None, typer.Option(help="Of a VPiT morph: draw with this pixel decoder in place of its own.")
     ] = None,
@@ -58,7 +61,9 @@ def generate(
     prepare_output(out)
     from diptych.models.checkpoint import load_morph
 
-    loaded = load_morph(morph, language_model=language_model, pixel_decoder=pixel_decoder)
+    loaded = load_morph(
+        morph, language_model=language_model, pixel_decoder=pixel_decoder, trust_remote_code=trust_remote_code
+    )
     content: list[Any] = [{"type": "text", "text": f"{prompt}\n" if images else prompt}, *images]
     parts = loaded.generate(
         [{"role": "user", "content": content}],

@@ -82,7 +82,7 @@ def draw_folder_sheet(folder: str | Path, num: int = 8) -> Image.Image:
         raise ValueError(
             f"data folder {folder} does not exist; build one with: diptych data build emoji --out {folder}"
         )
-    files = sorted(folder.glob("*.jsonl"))
+    files = [path for path in sorted(folder.glob("*.jsonl")) if path.stat().st_size]
     if not files:
         raise ValueError(f"folder {folder} holds no .jsonl files of samples; is it a data set?")
     chosen: list[Sample] = []

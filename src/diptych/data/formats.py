@@ -12,6 +12,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -70,6 +71,15 @@ def read_sources(data: DataConfig) -> list[list[Sample]]:
         samples = read_samples(source.path, max_bad_fraction=data.max_bad_fraction)
         sources.append([replace(s, images=tuple(str(root / image) for image in s.images)) for s in samples])
     return sources
+
+
+@contextmanager
+def naming_sample(data: DataConfig, source: int, index: int) -> Iterator[None]:
+    """Adds to a ValueError which sample it is about: its file, and its number among that file's good samples."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{data.sources[source].path}, sample {index + 1}: {error}") from error
 
 
 def read_samples(path: str | Path, *, max_bad_fraction: float = 0.0) -> list[Sample]:

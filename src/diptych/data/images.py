@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
 import struct
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -83,29 +85,39 @@ def open_image(path: str | Path, *, root: str | Path | None = None, max_pixels: 
         os.close(descriptor)
         raise ValueError(f"image {location} is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        try:
-            with Image.open(file, formats=IMAGE_FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise _TooLarge(f"{width} x {height} pixels, more than the {max_pixels} allowed")
-                return _as_rgb(image)
-        except _TooLarge as error:
-            raise ValueError(f"image {location} is too large: {error}; scale it down") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise ValueError(f"image {location} is too large: more than the {max_pixels} pixels allowed") from None
-        except Image.UnidentifiedImageError:
-            raise ValueError(f"image {location} is none of {', '.join(IMAGE_FORMATS)}, or it is corrupt") from None
-        except _DECODING_ERRORS as error:
-            raise ValueError(f"image {location} is corrupt or truncated: {error}") from error
+        return _decode(file, f"image {location}", max_pixels)
+
+
+def decode_image(data: bytes, *, what: str = "the image", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Reads one image that is in memory; like `open_image`, whose errors name `what` here."""
+    return _decode(io.BytesIO(data), what, max_pixels)
+
+
+def _decode(file: IO[bytes], what: str, max_pixels: int) -> Image.Image:
+    try:
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise _TooLarge(f"{width} x {height} pixels, more than the {max_pixels} allowed")
+            return to_rgb(image)
+    except _TooLarge as error:
+        raise ValueError(f"{what} is too large: {error}; scale it down") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"{what} is too large: more than the {max_pixels} pixels allowed") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{what} is none of {', '.join(IMAGE_FORMATS)}, or it is corrupt") from None
+    except _DECODING_ERRORS as error:
+        raise ValueError(f"{what} is corrupt or truncated: {error}; replace it, or leave it out") from error
 
 
 class _TooLarge(Exception):
     pass
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as `open_image` gives it: upright, on white, 8-bit RGB."""
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # convert() would clip 16-bit values at 255
         image = _from_16_bit(image)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:

@@ -49,6 +49,7 @@ class TensorCache:
         self._known: set[str] = set()
         self._unsaved: dict[str, dict[str, Tensor]] = {}
         self._unsaved_bytes = 0
+        self._write_failed = False
         self._lock = threading.RLock()
         self._remove_orphans()
         self.refresh()
@@ -77,8 +78,12 @@ class TensorCache:
             self._values[content] = kept
             self._unsaved[content] = kept
             self._unsaved_bytes += sum(t.numel() * t.element_size() for t in kept.values())
-            if self._unsaved_bytes >= SHARD_BYTES:
-                self.flush()
+            if self._unsaved_bytes >= SHARD_BYTES and not self._write_failed:
+                try:
+                    self.flush()
+                except ValueError as error:  # what is in memory still serves; a cache is no reason to stop
+                    self._write_failed = True
+                    warnings.warn(f"{error}; what is computed from here on is kept in memory alone", stacklevel=3)
 
     def flush(self) -> None:
         """Writes what is not on disk yet as one shard. Raises ValueError if it cannot; then nothing is lost."""

@@ -113,7 +113,8 @@ class AutoencoderTraining(nn.Module):
         return {}
 
     def sample_grid(self, *, seed: int) -> Image.Image | None:
-        images = _unit(self.held_out[:: max(1, len(self.held_out) // 8)][:8])
+        device = next(self.network.parameters()).device
+        images = _unit(self.held_out[:: max(1, len(self.held_out) // 8)][:8]).to(device)
         with torch.no_grad():
             latents = self.network.encoder(fold_pixels(images, self.settings.fold))
             decoded = unfold_pixels(self.network.decoder(latents), self.settings.fold)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.data.formats import Message
-from diptych.data.images import image_to_tensor, open_image
+from diptych.data.images import decode_image, image_to_tensor, open_image, to_rgb
 
 Part = str | Image.Image
 Conversation = Sequence[Mapping[str, Any]]
-"""Messages {"role", "content"}; content is text, or a list of text and images (PIL, a path, OpenAI content parts)."""
+"""Messages {"role", "content"}; content is text, or a list of text and images: PIL, paths, content parts as OpenAI has
+them ({"type": "text"}, {"type": "image_url"} with a path or a data: URL)."""
 GENERATION_MODES = ("auto", "text", "image")
 
 
@@ -26,26 +30,58 @@ def parse_conversation(conversation: Conversation, *, image_size: int) -> tuple[
     pixels: list[Tensor] = []
     messages = []
     for message in conversation:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise ValueError("a message must have a role and a content, such as {'role': 'user', 'content': 'Draw.'}")
         content = message["content"]
         parts: list[str | int] = []
         for part in [content] if isinstance(content, (str, Image.Image)) else content:
-            if isinstance(part, Mapping):
-                kind = part.get("type")
-                part = part.get("text") if kind == "text" else part.get(kind or "", part.get("image"))
-            if isinstance(part, str) and (isinstance(content, str) or not _is_image_path(part)):
-                parts.append(part)
-            elif isinstance(part, (str, Path, Image.Image)):
-                image = part if isinstance(part, Image.Image) else open_image(part)
+            read = part if isinstance(content, str) else _read_part(part)
+            if isinstance(read, Image.Image):
                 parts.append(len(pixels))
-                pixels.append(image_to_tensor(image.convert("RGB"), image_size))
+                pixels.append(image_to_tensor(read, image_size))
             else:
-                raise ValueError(
-                    f"a message's content holds {type(part).__name__}; give text, a PIL image or the path of one"
-                )
+                parts.append(read)
         messages.append(Message(str(message["role"]), tuple(parts)))
     if not any(message.role == "user" for message in messages):
         raise ValueError("a conversation needs at least one user message")
     return tuple(messages), pixels
+
+
+def _read_part(part: Any) -> str | Image.Image:
+    """Text, or an image in RGB. A bare string is text, unless it is the path of an image file that is there."""
+    if isinstance(part, Mapping):
+        kind = part.get("type")
+        value = part.get(kind) if kind in ("text", "image", "image_url") else None
+        if kind == "text" and isinstance(value, str):
+            return value
+        if kind == "image_url":
+            value = value.get("url") if isinstance(value, Mapping) else value
+        if value is None:
+            raise ValueError(
+                f"a content part of type {kind!r} is not known; give text, image or image_url, with a value"
+            )
+        return _read_image(value)
+    if isinstance(part, str) and not _is_image_path(part):
+        return part
+    return _read_image(part)
+
+
+def _read_image(value: Any) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return to_rgb(value)
+    if isinstance(value, str) and value.startswith("data:"):
+        header, _, data = value.partition(",")
+        if not header.endswith(";base64"):
+            raise ValueError("a data: URL of an image must be base64, such as data:image/png;base64,iVBOR...")
+        try:
+            return decode_image(base64.b64decode(data, validate=True), what="the image in a data: URL")
+        except binascii.Error as error:
+            raise ValueError(f"the image in a data: URL is no base64: {error}") from error
+    if isinstance(value, str) and re.match(r"[a-z]+://", value, re.IGNORECASE):
+        raise ValueError(f"image {value[:80]!r} is not fetched: no address is; give a file, a PIL image or a data: URL")
+    if isinstance(value, (str, Path)):
+        return open_image(value)
+    raise ValueError(f"a message's content holds {type(value).__name__}; give text, a PIL image or the path of one")
 
 
 def check_options(

@@ -14,6 +14,9 @@ from diptych.data.images import image_to_tensor, open_image
 from diptych.data.tensor_cache import TensorCache
 from diptych.nn.connector import reduce_tokens
 
+PIXELS_AT_ONCE = 1_000_000
+"""Of a batch of images: what an encoder or a large autoencoder makes of them fits into memory."""
+
 
 class EncodedImages:
     """`load(path)` gives what `encode` makes of an image file that was resized to `image_size` pixels.
@@ -28,11 +31,11 @@ class EncodedImages:
         key: str,
         image_size: int,
         cache_dir: Path | None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ) -> None:
         self.encode = encode
         self.image_size = image_size
-        self.batch_size = batch_size
+        self.batch_size = batch_size or max(1, min(64, PIXELS_AT_ONCE // image_size**2))
         self.cache = TensorCache(cache_dir, key=key) if cache_dir is not None else None
         self._encoded: dict[str, Tensor] = {}
 

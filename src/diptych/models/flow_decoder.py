@@ -55,7 +55,7 @@ class FlowDenoiser(nn.Module):
             conditional, unconditional = both.chunk(2)
             return guide(conditional, unconditional, guidance_scale)
 
-        return SAMPLERS[sampler](velocity, noise, num_steps=num_inference_steps)
+        return SAMPLERS[sampler](velocity, noise, num_steps=num_inference_steps, shift=self.timestep_shift)
 
     def shard_modules(self) -> Iterable[nn.Module]:
         return self.network.blocks

@@ -169,10 +169,9 @@ class Morph:
             conditional, unconditional = both.chunk(2)
             return guide(conditional, unconditional, scale)
 
-        noise = torch.stack(
-            [torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + k)) for _, k in jobs]
-        )
-        latents = SAMPLERS[sampler](velocity, noise.to(self.device), num_steps=num_steps)
+        noise = torch.stack([torch.randn(shape, generator=_generator(seed, k)) for _, k in jobs])
+        shift = self.recipe.objective.timestep_shift
+        latents = SAMPLERS[sampler](velocity, noise.to(self.device), num_steps=num_steps, shift=shift)
         return [tensor_to_image(image) for image in self.autoencoder.decode(latents)]
 
     def _prompt(self, messages: tuple[Message, ...], images: list[Tensor], then: ImageSpan | None = None) -> Any:
@@ -189,6 +188,10 @@ class Morph:
         """Messages with image indices, and the clean latents of their images."""
         messages, pixels = parse_conversation(conversation, image_size=self.recipe.image_size)
         return messages, list(self.autoencoder.encode(torch.stack(pixels)).cpu()) if pixels else []
+
+
+def _generator(seed: int, image: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 1_000_003 + image) % 2**63)
 
 
 def _negative(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:

@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import diptych
+from diptych.backbones.cache_folder import hash_file
+from diptych.backbones.language import LanguageModel, load_language_model
+from diptych.config import Recipe, build_recipe
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
+REQUIRED = {"hashes", "recipe", "weights_sha256"}
 
 
 def find_morph(path: str | Path) -> Path:
@@ -61,11 +65,66 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); the morph is damaged: copy it again") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not {"hashes", "recipe"} <= config.keys():
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not config.keys() >= REQUIRED:
         raise ValueError(
             f"{path} is not the config of a morph of format {FORMAT}; train it again with this version of Diptych"
         )
     return config
+
+
+def write_morph_files(
+    folder: str | Path, tensors: Mapping[str, Tensor], *, recipe: Recipe, hashes: Mapping[str, str], **more: Any
+) -> None:
+    """Writes a morph's two files: the tensors in the recipe's `morph_dtype`, and a config that vouches for them.
+
+    `more`: what else the config holds. The config's recipe names no folder of the machine that it was trained on.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.bfloat16 if recipe.morph_dtype == "bfloat16" else torch.float32
+    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    replace_whole(folder / WEIGHTS, lambda path: save_file(stored, path, metadata={"format": "pt"}))
+    train = recipe.train.model_copy(update={"resume_from_checkpoint": None})
+    portable = recipe.model_copy(update={"output_dir": ".", "cache_dir": None, "train": train})
+    config = {
+        "format": FORMAT,
+        "diptych_version": diptych.__version__,
+        "hashes": dict(hashes),
+        "weights_sha256": hash_file(folder / WEIGHTS),
+        **more,
+        "recipe": portable.model_dump(mode="json"),
+    }
+    replace_whole(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2), encoding="utf-8"))
+
+
+def read_recipe(folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool = False) -> Recipe:
+    """The recipe in a morph's config. Raises ValueError if it asks to run code of a repository, and nobody who loads
+    the morph said that this code is trusted: a file may not decide over that."""
+    recipe = build_recipe(config["recipe"], origin=str(folder / CONFIG))
+    if recipe.trust_remote_code and not trust_remote_code:
+        raise ValueError(
+            f"{folder} asks to run code from the repository of {recipe.language_model!r}; if you trust that code, say "
+            "so with --trust-remote-code (in Python: trust_remote_code=True)"
+        )
+    return recipe
+
+
+def find_language(
+    folder: Path, config: Mapping[str, Any], recipe: Recipe, given: str | LanguageModel | None
+) -> LanguageModel:
+    """The base language model of a morph: the one given, or what the recipe names. Its hash is compared before
+    anything is built upon it. Raises ValueError that names the morph, the model and the remedy."""
+    language = given
+    if given is None or isinstance(given, str):
+        try:
+            name = given or recipe.language_model
+            language = load_language_model(name, trust_remote_code=recipe.trust_remote_code)
+        except ValueError as error:
+            hint = "" if given else "; or say where it lies with --language-model (in Python: language_model=)"
+            raise ValueError(f"the language model of {folder}: {error}{hint}") from error
+    wanted = {"language_model": config["hashes"].get("language_model", "")}
+    check_hashes(folder, wanted, {"language_model": language.hash}, {"language_model": recipe.language_model})
+    return language
 
 
 def check_hashes(
@@ -77,13 +136,20 @@ def check_hashes(
         if found != wanted:
             raise ValueError(
                 f"{folder} was trained beside a {part.replace('_', ' ')} with hash {wanted[:16]}, but the one loaded "
-                f"has {str(found)[:16]}; give the one it was trained with (it names {names.get(part)!r})"
+                f"has {str(found)[:16]}; give the one it was trained with (it names {names.get(part)!r}"
+                f"{'; with --language-model, if it lies elsewhere' if part == 'language_model' else ''})"
             )
 
 
-def load_tensors(own: Mapping[str, Tensor], path: Path) -> None:
-    """Loads a file into these tensors, strictly; raises ValueError that lists all that does not match."""
+def load_tensors(own: Mapping[str, Tensor], path: Path, *, sha256: str) -> None:
+    """Loads a file into these tensors, strictly; raises ValueError if its SHA-256 is another, and one that lists all
+    that does not match."""
     try:
+        if (found := hash_file(path)) != sha256:
+            raise ValueError(
+                f"{path} is damaged: its SHA-256 begins with {found[:16]}, its config says {sha256[:16]}; "
+                "copy the morph again"
+            )
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}); it is missing or damaged: copy the morph again") from error
@@ -106,6 +172,7 @@ def replace_whole(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         write(temporary)
+        temporary.chmod(0o644)  # safetensors writes files that only their owner may read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

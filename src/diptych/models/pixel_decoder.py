@@ -6,7 +6,6 @@ the visual tokens of one image encoder: those of real images, or those that a VP
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -14,24 +13,22 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import diptych
 from diptych.backbones.autoencoder import load_autoencoder
 from diptych.backbones.vision import ImageEncoder, load_image_encoder
-from diptych.config import Recipe, build_recipe
+from diptych.config import Recipe
 from diptych.distributed import compute_device
 from diptych.models.flow_decoder import FlowDenoiser
 from diptych.models.morph_files import (
     CONFIG,
-    FORMAT,
     WEIGHTS,
     check_hashes,
     find_morph,
     load_tensors,
     read_config,
-    replace_whole,
+    read_recipe,
+    write_morph_files,
 )
 from diptych.nn.towers.pixel_transformer import PixelTransformer
 
@@ -189,21 +186,14 @@ class PixelDecoder(nn.Module):
 
     def save_pretrained(self, folder: str | Path, *, weights: dict[str, Tensor] | None = None) -> None:
         """Writes all trained tensors and the config. `weights`: these (averaged ones, say) in place of the present."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        dtype = torch.bfloat16 if self.recipe.morph_dtype == "bfloat16" else torch.float32
-        tensors = weights if weights is not None else dict(self.denoiser.named_parameters())
-        stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-        config = {
-            "format": FORMAT,
-            "diptych_version": diptych.__version__,
-            "hashes": self.frozen_hashes(),
-            "visual_tokens": asdict(self.visual_tokens),
-            "denoiser": self.denoiser.description(),
-            "recipe": self.recipe.model_dump(mode="json"),
-        }
-        replace_whole(folder / WEIGHTS, lambda path: save_file(stored, path, metadata={"format": "pt"}))
-        replace_whole(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2), encoding="utf-8"))
+        write_morph_files(
+            folder,
+            weights if weights is not None else dict(self.denoiser.named_parameters()),
+            recipe=self.recipe,
+            hashes=self.frozen_hashes(),
+            visual_tokens=asdict(self.visual_tokens),
+            denoiser=self.denoiser.description(),
+        )
 
     def _check_features(self, features: Tensor) -> None:
         wanted = (self.visual_tokens.num_image_tokens, self.visual_tokens.feature_dim)
@@ -253,7 +243,7 @@ def load_pixel_decoder(path: str | Path) -> PixelDecoder:
     """
     folder = find_morph(path)
     config = read_config(folder / CONFIG)
-    recipe = build_recipe(config["recipe"], origin=str(folder / CONFIG))
+    recipe = read_recipe(folder, config)
     if recipe.method == "vpit":
         return load_pixel_decoder(_decoder_of_morph(folder, recipe))
     if recipe.method != "pixel_decoder":
@@ -265,7 +255,8 @@ def load_pixel_decoder(path: str | Path) -> PixelDecoder:
     decoder = _assemble(recipe, visual_tokens, autoencoder=None, description=description)
     names = {"image_encoder": recipe.vpit.image_encoder, "autoencoder": decoder.autoencoder.name}
     check_hashes(folder, config["hashes"], decoder.frozen_hashes(), names)
-    load_tensors(dict(decoder.denoiser.named_parameters()), folder / WEIGHTS)
+    own = dict(decoder.denoiser.named_parameters())
+    load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"])
     return decoder.eval().requires_grad_(False)
 
 

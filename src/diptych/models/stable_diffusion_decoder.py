@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from diptych.backbones.autoencoder import Autoencoder, load_autoencoder
-from diptych.backbones.hub_loading import quiet_diffusers
+from diptych.backbones.hub_loading import find_folder, quiet_diffusers
 from diptych.backbones.skeletons import autoencoder_from_config, diffusion_configs
 from diptych.config import Recipe
 from diptych.diffusion.sampler import guide
@@ -199,24 +199,13 @@ def find_base(name: str, parts: tuple[str, ...]) -> Path:
 
     Raises ValueError that says what was looked for where.
     """
-    what = f"pixel_decoder_training.base {name!r}"
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise ValueError(f"{what}: there is no such folder, and it is no Hub id such as owner/name")
-        from huggingface_hub import snapshot_download
-
-        weights = ("config.json", "*_config.json", "diffusion_pytorch_model.safetensors")
-        patterns = [f"{part}/{file}" for part in parts for file in weights]
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=patterns))
-        except Exception as error:
-            raise ValueError(
-                f"{what} is no folder, and could not be fetched from the Hub: {str(error).strip().splitlines()[0]}. "
-                "Check the name and the network, or give the folder of a saved Stable Diffusion"
-            ) from error
+    what = "pixel_decoder_training.base"
+    weights = ("config.json", "*_config.json", "diffusion_pytorch_model.safetensors")
+    folder = find_folder(name, what=what, patterns=tuple(f"{part}/{file}" for part in parts for file in weights))
     if lacking := [part for part in parts if not (folder / part).is_dir()]:
-        raise ValueError(f"{what}: {folder} has no {', '.join(lacking)}; give a diffusers Stable Diffusion 1.x or 2.x")
+        raise ValueError(
+            f"{what} {name!r}: {folder} has no {', '.join(lacking)}; give a diffusers Stable Diffusion 1.x or 2.x"
+        )
     return folder
 
 

@@ -102,7 +102,9 @@ class TextStates:
         positions = torch.tensor([p for _, run_positions in runs for p in run_positions], device=device)
         self.num_computed += positions.numel()
         groups = plan_text_only(batch).to(device)
-        states = self.tower.frozen_states(batch.token_ids, positions, groups, layers)
+        # The same numbers in training under autocast and in generation without it: what is cached is of neither.
+        with torch.autocast(device.type, enabled=False):
+            states = self.tower.frozen_states(batch.token_ids, positions, groups, layers)
         return [part.clone() for part in states.split([len(ids) for ids, _ in runs], dim=1)]
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-import diptych
 from diptych.backbones.assets import cache_root
 from diptych.backbones.language import LanguageModel, load_language_model
 from diptych.backbones.vision import load_image_encoder
@@ -19,13 +16,13 @@ from diptych.config import Recipe, build_recipe
 from diptych.distributed import compute_device
 from diptych.models.morph_files import (
     CONFIG,
-    FORMAT,
     WEIGHTS,
     check_hashes,
+    find_language,
     find_morph,
     load_tensors,
     read_config,
-    replace_whole,
+    write_morph_files,
 )
 from diptych.models.vpit import VPiT
 from diptych.models.vpit_building import build_vpit
@@ -81,45 +78,37 @@ def save_vpit(folder: str | Path, morph: VPiTMorph, *, weights: dict[str, Tensor
     A pixel decoder of the project's own is written beside, into `pixel_decoder/`.
     """
     folder = Path(folder)
+    tensors = stored_tensors(morph.model, morph.language_state) | (weights or {})
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = torch.bfloat16 if morph.recipe.morph_dtype == "bfloat16" else torch.float32
-    stored = stored_tensors(morph.model, morph.language_state) | (weights or {})
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in stored.items()}
-    config = {
-        "format": FORMAT,
-        "diptych_version": diptych.__version__,
-        "hashes": morph.frozen_hashes(),
-        "language_state": morph.language_state,
-        "recipe": morph.recipe.model_dump(mode="json"),
-    }
-    replace_whole(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     if morph.pixel_decoder is not None:
         morph.pixel_decoder.save_pretrained(folder / PIXEL_DECODER)
     elif (folder / PIXEL_DECODER).exists():
         shutil.rmtree(folder / PIXEL_DECODER)
-    replace_whole(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2), encoding="utf-8"))
+    hashes = morph.frozen_hashes()
+    write_morph_files(folder, tensors, recipe=morph.recipe, hashes=hashes, language_state=morph.language_state)
 
 
 def load_vpit(
-    folder: Path, *, language_model: str | LanguageModel | None = None, pixel_decoder: str | None = None
+    folder: Path,
+    config: dict[str, Any],
+    recipe: Recipe,
+    *,
+    language_model: str | LanguageModel | None = None,
+    pixel_decoder: str | None = None,
 ) -> VPiTMorph:
-    """Loads a VPiT morph; see `load_morph` for the arguments and the errors."""
-    config = read_config(folder / CONFIG)
-    recipe = build_recipe(config["recipe"], origin=str(folder / CONFIG))
-    recipe = recipe.model_copy(update={"vpit": recipe.vpit.model_copy(update={"init_from": None})})
+    """Loads the VPiT morph in a folder, whose config was read; see `load_morph` for the arguments and the errors."""
     own_decoder = folder / PIXEL_DECODER
     if pixel_decoder is None and (own_decoder / CONFIG).is_file():
         pixel_decoder = str(own_decoder)
-    if pixel_decoder is not None:
-        recipe = recipe.model_copy(update={"vpit": recipe.vpit.model_copy(update={"pixel_decoder": pixel_decoder})})
-    if language_model is None or isinstance(language_model, str):
-        name = language_model or recipe.language_model
-        language_model = load_language_model(name, trust_remote_code=recipe.trust_remote_code)
-    morph = build_vpit_morph(recipe, language=language_model, cached=False)
+    changes = {"init_from": None, "pixel_decoder": pixel_decoder or recipe.vpit.pixel_decoder}
+    recipe = recipe.model_copy(update={"vpit": recipe.vpit.model_copy(update=changes)})
+    language = find_language(folder, config, recipe, language_model)
+    morph = build_vpit_morph(recipe, language=language, cached=False)
     names = {"language_model": recipe.language_model, "image_encoder": recipe.vpit.image_encoder}
     check_hashes(folder, config["hashes"], morph.frozen_hashes(), names)
     morph.language_state = config["language_state"]
-    load_tensors(stored_tensors(morph.model, morph.language_state), folder / WEIGHTS)
+    own = stored_tensors(morph.model, morph.language_state)
+    load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"])
     morph.model.eval().requires_grad_(False)
     return morph
 
@@ -150,7 +139,7 @@ def _start_from(morph: VPiTMorph, folder: Path) -> None:
     before: LanguageState = config["language_state"]
     if before == "lora" and morph.recipe.vpit.lora != earlier.vpit.lora:
         raise ValueError(f"vpit.init_from {folder} has adapters {earlier.vpit.lora}; keep the same vpit.lora here")
-    load_tensors(stored_tensors(morph.model, before), folder / WEIGHTS)
+    load_tensors(stored_tensors(morph.model, before), folder / WEIGHTS, sha256=config["weights_sha256"])
     morph.language_state = _language_state(morph.recipe, before)
 
 

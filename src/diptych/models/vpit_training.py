@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from diptych.config import Recipe, VPiTConfig
 from diptych.data.contact_sheet import draw_image_grid
-from diptych.data.formats import Sample, read_sources
+from diptych.data.formats import Sample, naming_sample, read_sources
 from diptych.data.tokenize import build_sequence
 from diptych.models.encoded_images import image_features
 from diptych.models.method import LossSum
@@ -138,16 +138,17 @@ class VPiTTraining(nn.Module):
     def _stream(self, source: int, index: int, unconditional: bool) -> Stream:
         key = (source, index, unconditional)
         if key not in self._streams:
-            self._streams[key] = build_sequence(
-                self.sources[source][index],
-                tokenizer=self.morph.tokenizer,
-                template=self.recipe.template,
-                load_image=self.features.load,
-                num_image_tokens=self.recipe.vpit.num_image_tokens,
-                unconditional=unconditional,
-                max_length=self.recipe.data.max_length,
-                boundary_ids=self.model.boundary_tokens.token_ids,
-            )
+            with naming_sample(self.recipe.data, source, index):
+                self._streams[key] = build_sequence(
+                    self.sources[source][index],
+                    tokenizer=self.morph.tokenizer,
+                    template=self.recipe.template,
+                    load_image=self.features.load,
+                    num_image_tokens=self.recipe.vpit.num_image_tokens,
+                    unconditional=unconditional,
+                    max_length=self.recipe.data.max_length,
+                    boundary_ids=self.model.boundary_tokens.token_ids,
+                )
         return self._streams[key]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
-from diptych.data.formats import read_sources
+from diptych.data.formats import naming_sample, read_sources
 from diptych.data.tokenize import build_sequence
 from diptych.diffusion.path import add_noise, sample_times, velocity_target
 from diptych.models.checkpoint import save_morph
@@ -142,7 +143,10 @@ class XFusionTraining(nn.Module):
     def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
         save_morph(folder, self.morph, weights=weights)
         if self.model.text_states.cache is not None:
-            self.model.text_states.cache.flush()
+            try:
+                self.model.text_states.cache.flush()
+            except ValueError as error:  # the morph is worth more than a cache
+                warnings.warn(str(error), stacklevel=2)
 
     def _draws(self, source: int, index: int) -> bool:
         messages = self.sources[source][index].messages
@@ -151,13 +155,14 @@ class XFusionTraining(nn.Module):
     def _stream(self, source: int, index: int, unconditional: bool) -> Stream:
         key = (source, index, unconditional)
         if key not in self._streams:
-            self._streams[key] = build_sequence(
-                self.sources[source][index],
-                tokenizer=self.morph.tokenizer,
-                template=self.recipe.template,
-                load_image=self.latents.load,
-                num_image_tokens=self.model.vision_tower.num_image_tokens,
-                unconditional=unconditional,
-                max_length=self.recipe.data.max_length,
-            )
+            with naming_sample(self.recipe.data, source, index):
+                self._streams[key] = build_sequence(
+                    self.sources[source][index],
+                    tokenizer=self.morph.tokenizer,
+                    template=self.recipe.template,
+                    load_image=self.latents.load,
+                    num_image_tokens=self.model.vision_tower.num_image_tokens,
+                    unconditional=unconditional,
+                    max_length=self.recipe.data.max_length,
+                )
         return self._streams[key]

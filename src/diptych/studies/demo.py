@@ -98,7 +98,7 @@ def _run(
 
     display.stage("evaluation: every combination of concept and style is drawn and named")
     training = json.loads((out / "training.json").read_text(encoding="utf-8"))
-    morph = load_morph(out / "morph", language_model=language)
+    morph = load_morph(out / "morph", language_model=language, trust_remote_code=recipe.trust_remote_code)
     with display.progress() as progress:
         evaluation = evaluate_demo(out / "data", morph, recipe, progress=progress, encoder=encoder)
     hashes = {"morph": hash_folder(out / "morph"), **morph.frozen_hashes()}
@@ -163,6 +163,7 @@ def _is_trained(out: Path, recipe: Recipe) -> bool:
 
 def _train(out: Path, recipe: Recipe, display: StageDisplay) -> tuple[int, LanguageModel | None]:
     """Gives the exit code and the language model beside which was trained, so that it is this one that is checked."""
+    (out / "training.json").unlink(missing_ok=True)  # it tells of a training that came to its end
     method: Any = build_method(recipe)
     result = run_training(recipe, method)
     if result.interrupted:

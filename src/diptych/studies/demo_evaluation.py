@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class Evaluation:
     were sampled. VPiT's: visual tokens before any pixel, by kind of request."""
 
     method: str
+    num_concepts: int
     combinations: list[Combination]
     outcomes: list[Outcome]
     table: dict[str, Score]
@@ -86,18 +88,25 @@ class Evaluation:
         both = zip(self.combinations, self.outcomes, strict=True)
         return [(combination, outcome) for combination, outcome in both if combination.held_out == held_out]
 
-    @property
-    def num_concepts(self) -> int:
-        return len({combination.concept for combination in self.combinations})
 
-
-def evaluate_demo(data: Path, morph: Any, recipe: Recipe, *, progress: Progress, encoder: Any = None) -> Evaluation:
+def evaluate_demo(
+    data: Path,
+    morph: Any,
+    recipe: Recipe,
+    *,
+    progress: Progress,
+    encoder: Any = None,
+    num: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
     """Draws and asks with a morph, over the emoji set in the folder `data`.
 
-    `encoder`: what judges drawings; None: EfficientNet-Lite0. Raises ValueError if the data set is damaged, and for a
-    VPiT morph without a pixel decoder.
+    `encoder`: what judges drawings; None: EfficientNet-Lite0. `num`: so many of the trained combinations at most, and
+    of the held-out ones, drawn at random by `seed`; the gallery is always whole. Raises ValueError if the data set is
+    damaged, and for a VPiT morph without a pixel decoder.
     """
-    combinations = read_combinations(data)
+    gallery = read_combinations(data)
+    combinations = _choose(gallery, num, seed)
     encoder = encoder or load_image_encoder(ENCODER)
     visual_tokens = evaluate_visual_tokens(data, morph, progress=progress) if recipe.method == "vpit" else {}
     sampling = _sampling(morph, recipe)
@@ -116,16 +125,17 @@ def evaluate_demo(data: Path, morph: Any, recipe: Recipe, *, progress: Progress,
         "drawn_images_per_second": len(drawn) / drawing_seconds,
         "answers_per_second": len(answers) / (time.perf_counter() - start),
     }
-    ranks, styles = _compare(encoder, combinations, drawn, size=recipe.image_size, progress=progress)
+    ranks, styles = _compare(encoder, gallery, combinations, drawn, size=recipe.image_size, progress=progress)
     outcomes = [Outcome(*made) for made in zip(drawn, ranks, styles, answers, strict=True)]
     progress("comparing with the base language model", 0, 1)
     check = check_language(morph, load_language_model(recipe.language_model, dtype=morph.language_model.dtype))
     progress("comparing with the base language model", 1, 1)
-    table = score_outcomes(combinations, outcomes)
+    num_concepts = len({combination.concept for combination in gallery})
+    table = score_outcomes(combinations, outcomes, num_concepts=num_concepts)
     for kind, score in visual_tokens.items():
         suffix = "" if kind == "trained" else f"_{kind}"
         table |= {f"visual_top1{suffix}": score.top1, f"visual_top5{suffix}": score.top5}
-    return Evaluation(recipe.method, combinations, outcomes, table, check, speed, sampling, visual_tokens)
+    return Evaluation(recipe.method, num_concepts, combinations, outcomes, table, check, speed, sampling, visual_tokens)
 
 
 def read_combinations(data: Path) -> list[Combination]:
@@ -146,13 +156,12 @@ def read_combinations(data: Path) -> list[Combination]:
     return combinations
 
 
-def score_outcomes(combinations: list[Combination], outcomes: list[Outcome]) -> dict[str, Score]:
+def score_outcomes(combinations: list[Combination], outcomes: list[Outcome], *, num_concepts: int) -> dict[str, Score]:
     """Retrieval within the gallery of all real images of the prompt's style; naming among all concepts.
 
     Scores of held-out combinations are missing where there are none.
     """
     styles = sorted({c.style for c in combinations})
-    num_concepts = len({c.concept for c in combinations})
     pairs = list(zip(combinations, outcomes, strict=True))
     table: dict[str, Score] = {}
     for suffix, held_out in (("", False), ("_held_out", True)):
@@ -245,22 +254,41 @@ def _draw(morph: Any, combinations: list[Combination], sampling: SampleConfig, p
     return drawn
 
 
+def _choose(combinations: list[Combination], num: int | None, seed: int) -> list[Combination]:
+    if num is None:
+        return combinations
+    chosen: list[Combination] = []
+    for held_out in (False, True):
+        group = [combination for combination in combinations if combination.held_out == held_out]
+        chosen += random.Random(seed).sample(group, min(num, len(group)))
+    return chosen
+
+
 def _compare(
-    encoder: Any, combinations: list[Combination], drawn: list[Image.Image], *, size: int, progress: Progress
+    encoder: Any,
+    gallery: list[Combination],
+    combinations: list[Combination],
+    drawn: list[Image.Image],
+    *,
+    size: int,
+    progress: Progress,
 ) -> tuple[list[int], list[bool]]:
     """Ranks, and whether the style is right. All images are brought to `size` first, the size that the morph draws at:
     a sharper original is still the same thing."""
     features = []
-    images = [*drawn, *(c.real for c in combinations)]
+    images = [*drawn, *(c.real for c in gallery)]
     for start in range(0, len(images), BATCH_SIZE):
         batch = images[start : start + BATCH_SIZE]
         features.append(embed_images(encoder, torch.stack([image_to_tensor(image, size) for image in batch])))
         progress("comparing drawn with real images", start + len(batch), len(images))
-    mine, real = torch.cat(features).split(len(combinations))
+    mine, real = torch.cat(features).split((len(combinations), len(gallery)))
     nearest = (mine @ real.T).argmax(dim=1).tolist()
     ranks = [0] * len(combinations)
     for style in {c.style for c in combinations}:
         rows = [i for i, c in enumerate(combinations) if c.style == style]
-        for row, rank in zip(rows, retrieval_ranks(mine[rows], real[rows], range(len(rows))), strict=True):
+        of_style = [i for i, c in enumerate(gallery) if c.style == style]
+        places = {gallery[i].concept: place for place, i in enumerate(of_style)}
+        targets = [places[combinations[i].concept] for i in rows]
+        for row, rank in zip(rows, retrieval_ranks(mine[rows], real[of_style], targets), strict=True):
             ranks[row] = rank
-    return ranks, [combinations[near].style == c.style for near, c in zip(nearest, combinations, strict=True)]
+    return ranks, [gallery[near].style == c.style for near, c in zip(nearest, combinations, strict=True)]

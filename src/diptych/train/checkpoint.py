@@ -99,12 +99,14 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _prune(folder, keep)
+    _prune(folder, snapshot.step, keep)
     return final
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for _, path in list_checkpoints(folder)[:-keep]:
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Keeps the newest `keep` up to this step. A later one was found damaged when the run fell back behind it: it does
+    not count, or the whole ones would go in its stead; the run will write it anew."""
+    for _, path in [entry for entry in list_checkpoints(folder) if entry[0] <= step][:-keep]:
         doomed = path.with_name(f"{TEMPORARY}{path.name}-removed")
         path.rename(doomed)  # so that a kill in between leaves no half-removed checkpoint
         shutil.rmtree(doomed, ignore_errors=True)
@@ -146,8 +148,8 @@ def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
     """What a run starts from: None for a fresh start.
 
     `resume` is null, `latest` (a fresh start where there is none yet) or a path. Raises CheckpointError if `resume` is
-    null where checkpoints stand, which a fresh run would overwrite; if the path is damaged; or if newer whole
-    checkpoints than the path's stand in the same folder, which would then win as `latest`.
+    null where checkpoints stand, which a fresh run would overwrite; if all that stand there are damaged; if the path
+    is damaged; or if newer whole checkpoints than the path's stand in the same folder, which would win as `latest`.
     """
     if resume is None:
         present = list_checkpoints(folder)
@@ -158,7 +160,14 @@ def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
             )
         return None
     if resume == "latest":
-        return find_latest(folder)
+        latest, present = find_latest(folder), list_checkpoints(folder)
+        if latest is None and present:
+            damages = "; ".join(str(find_damage(path)) for _, path in present)
+            raise CheckpointError(
+                f"no checkpoint in {folder} is whole: {damages}; a fresh start would replace what the run left: "
+                "delete the folder to begin anew, or choose another output_dir"
+            )
+        return latest
     checkpoint = open_checkpoint(Path(resume))
     if checkpoint.path.resolve().parent == folder.resolve():
         step = checkpoint.state["step"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from os import O_CREAT, O_DIRECTORY, O_EXCL, O_RDONLY, O_WRONLY, close, fsync, getpid, rename, write
 from os import open as open_descriptor
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor
 MANIFEST = "manifest.json"
 TEMPORARY = ".writing-"
 """Prefix of everything that is not complete."""
+LOCK = ".lock"
 REPLACED = ".replaced-"
 """Prefix of a folder for the moment in which a newer one takes its name."""
 _CHUNK = 4 * 2**20
@@ -165,6 +168,19 @@ def replace_file(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Holds a folder for one run. Raises ValueError if another holds it; the lock goes with its holder's process."""
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"another run is writing into output_dir {folder}; wait for it, or choose another output_dir"
+            ) from error
+        yield
 
 
 def remove_incomplete(folder: Path) -> None:

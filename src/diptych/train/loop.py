@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from diptych.config import Recipe
 from diptych.data.mixture import build_mixture
 from diptych.models.method import LossSum, Method
 from diptych.train.checkpoint import CheckpointWriter, find_checkpoint
-from diptych.train.durable import remove_incomplete, replace_file
+from diptych.train.durable import only_writer, remove_incomplete, replace_file
 from diptych.train.interrupt import Interrupt
 from diptych.train.log import TrainLog
 from diptych.train.optim import (
@@ -93,11 +94,17 @@ class _Run:
         self.recipe, self.method, self.interrupt, self.stop = recipe, method, interrupt, stop
         self.output = Path(recipe.output_dir)
         self.losses: dict[str, float] = {}
+        self.rate = 0.0
+        self.grad_norm: float | None = None  # until a step is taken
         self.measures: dict[str, float] = {}
 
     def train(self) -> TrainResult:
+        with ExitStack() as held:
+            distributed.on_main(lambda: self._prepare_folders(held), what=f"preparing output_dir {self.output}")
+            return self._train()
+
+    def _train(self) -> TrainResult:
         config = self.recipe.train
-        distributed.on_main(self._prepare_folders, what=f"preparing output_dir {self.output}")
         checkpoint = find_checkpoint(config.resume_from_checkpoint, self.output / "checkpoints")
         self._set_up()
         if checkpoint is not None:
@@ -130,8 +137,9 @@ class _Run:
             morph=self.output / "morph",
         )
 
-    def _prepare_folders(self) -> None:
+    def _prepare_folders(self, held: ExitStack) -> None:
         (self.output / "checkpoints").mkdir(parents=True, exist_ok=True)
+        held.enter_context(only_writer(self.output))
         for folder in (self.output, self.output / "checkpoints"):
             remove_incomplete(folder)
 
@@ -295,6 +303,8 @@ class _Run:
         if not means:
             return
         self.losses = means
+        if not self.row_pace.steps:  # a resumed run with nothing left to do
+            return
         row = {
             "step": progress.step,
             "loss": sum(weights[name] * mean for name, mean in means.items()),
@@ -356,7 +366,10 @@ class _Run:
         whole = collect_whole(weights) if weights is not None else None
         morph = self.output / "morph"
         distributed.on_main(lambda: write_morph(self.method, morph, whole), what=f"writing {morph}")
-        self.display.say(f"{'stopped' if interrupted else 'done'} at step {step}: {morph}")
+        if interrupted:
+            self.display.say(f"stopped at step {step}: {morph}; train.resume_from_checkpoint=latest goes on from here")
+        else:
+            self.display.say(f"done at step {step}: {morph}")
 
 
 def _check_losses(losses: dict[str, LossSum], counts: dict[str, float], names: list[str]) -> None:

@@ -27,6 +27,9 @@ def write_morph(method: Method, morph: Path, weights: dict[str, Tensor] | None) 
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         method.save_pretrained(str(temporary), weights=weights)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors writes files that only their owner may read
         publish_folder(temporary, morph)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from diptych.backbones.assets import find_asset
-from diptych.backbones.language import EMBEDDED_LANGUAGE_MODELS, load_language_model
+from diptych.backbones.language import EMBEDDED_LANGUAGE_MODELS, load_tokenizer
 from diptych.config import Recipe
 from diptych.data.formats import Sample, read_samples
 from diptych.data.mixture import build_mixture
@@ -37,7 +37,7 @@ def find_tokenizer(recipe: Recipe) -> Any:
     """The recipe's tokenizer if that needs no download; None otherwise."""
     name = recipe.language_model
     here = find_asset(name).is_fetched if name in EMBEDDED_LANGUAGE_MODELS else Path(name).is_dir()
-    return load_language_model(name, trust_remote_code=recipe.trust_remote_code).tokenizer if here else None
+    return load_tokenizer(name, trust_remote_code=recipe.trust_remote_code) if here else None
 
 
 def first_streams(
