@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diptych.models.generate import Morph
-from tiny_xfusion import FAMILIES, build_tiny_morph
+from tiny_xfusion import FAMILIES, build_language, build_tiny_morph
 
 MORPH = build_tiny_morph()
 PICTURE = Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=numpy.uint8))
@@ -31,9 +31,15 @@ def _close(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_logits_are_the_language_models_bit_for_bit(family: str) -> None:
-    morph = build_tiny_morph(family)
+    """Those of an instance that never stood in a morph, also after the morph has drawn and read."""
+    morph, untouched = build_tiny_morph(family), build_language(family).model
     ids = torch.randint(3, 200, (2, 9))
-    assert torch.equal(morph.text_logits(ids), morph.language_model(input_ids=ids).logits)
+    with torch.no_grad():
+        expected = untouched(input_ids=ids).logits
+    assert torch.equal(morph.text_logits(ids), expected)
+    morph.generate(_ask("a cat"))
+    morph.generate(_ask(PICTURE, "what is it?"), max_new_tokens=2)
+    assert torch.equal(morph.text_logits(ids), expected)
 
 
 def test_batched_drawing_equals_one_by_one() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from diptych.backbones.weight_hash import hash_module
+from diptych.data.contact_sheet import draw_image_grid
 from diptych.models.checkpoint import build_morph
 from diptych.models.method import Method
 from diptych.models.xfusion_training import XFusionTraining
-from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph, tiny_recipe
+from tiny_xfusion import FakeAutoencoder, build_language, tiny_recipe
 
 NAMES = ("red", "green", "blue", "white")
 
@@ -151,6 +153,10 @@ def test_the_untrained_flow_loss_is_the_velocitys_own_size(training: XFusionTrai
 
 
 def test_the_grid_shows_the_fixed_prompts(training: XFusionTraining) -> None:
-    grid = training.sample_grid(seed=0)
-    assert isinstance(grid, Image.Image)
-    assert build_tiny_morph().recipe.sample.prompts == ()
+    prompts = training.recipe.sample.prompts
+    assert prompts
+    asked: Any = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    drawn: Any = [answer[0] for answer in training.morph.generate_batch(asked, generation_mode="image", seed=4)]
+    grid = training.sample_grid(seed=4)
+    assert grid is not None
+    assert grid.tobytes() == draw_image_grid(drawn, list(prompts), columns=min(8, len(prompts))).tobytes()
