@@ -13,11 +13,12 @@ from transformers import Olmo2Config, Olmo2ForCausalLM, SmolLM3Config, SmolLM3Fo
 from diptych.backbones.language import LanguageModel, build_language_model
 from diptych.backbones.tiny_language import build_byte_tokenizer, build_tiny_language_model
 from diptych.config import Recipe, build_recipe
+from diptych.models.fused import FusedXFusion
 from diptych.models.generate import Morph
 from diptych.models.text_states import TextStates
 from diptych.models.xfusion import XFusion
-from diptych.nn.towers.dual import VisionTower
 from diptych.nn.towers.text import TextTower
+from diptych.nn.towers.vision import VisionTower
 from diptych.nn.visibility import RoutingPlan, build_plan
 from diptych.sequence import Batch, ImageSpan, Sequence, TextSpan, pack
 
@@ -65,7 +66,9 @@ def build_xfusion(
     stirred: bool = True,
     cache: Any = None,
     language: LanguageModel | None = None,
-) -> XFusion:
+    layer_design: Any = "dual",
+    x_fuse: Any = "none",
+) -> Any:
     """`stirred`: every trained weight is moved off its start, so that zero gates and zero heads hide nothing."""
     language = language or build_language(family)
     config = language.model.config
@@ -74,6 +77,10 @@ def build_xfusion(
         layers = tuple(range(0 if symmetric else 1, text_tower.num_layers))
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     narrow = dict(zip(names, (16, 32, 2, 1), strict=True))
+    head_dim = None
+    if layer_design == "projection":  # heads as the language model's
+        narrow |= {name: getattr(config, name) for name in names[2:]}
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     widths = {name: getattr(config, name) for name in names} if symmetric else narrow
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -87,13 +94,17 @@ def build_xfusion(
             boundary_tokens=boundary_tokens,
             copy_layers=symmetric,
             text_pooling=text_pooling,
+            layer_design=layer_design,
+            x_fuse=x_fuse,
+            head_dim=head_dim,
             **widths,
         )
         if stirred:
             with torch.no_grad():
                 for parameter in vision_tower.parameters():
                     parameter.add_(torch.randn_like(parameter) * 0.05)
-    return XFusion(text_tower, vision_tower, TextStates(text_tower, layers, cache))
+    kind = FusedXFusion if vision_tower.is_fused else XFusion
+    return kind(text_tower, vision_tower, TextStates(text_tower, layers, cache))
 
 
 def text(*token_ids: int, loss: bool = False) -> TextSpan:

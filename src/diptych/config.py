@@ -23,7 +23,10 @@ class Settings(BaseModel):
 class VisionTowerConfig(Settings):
     """The trained tower (X-Fusion section 3). Widths left out are the language model's own: a symmetric tower."""
 
-    layer_design: Literal["dual"] = "dual"
+    layer_design: Literal["dual", "single", "gated", "projection"] = "dual"
+    x_fuse: Literal["none", "text", "image", "both"] = Field(
+        default="none", description="of dual: which tokens also go through the other tower's layers"
+    )
     layers: tuple[int, ...] | None = Field(
         default=None,
         description="language-model layers that the vision blocks stand beside, ascending; null: every layer",
@@ -38,6 +41,21 @@ class VisionTowerConfig(Settings):
         default=False, description="add the pooled text before a target image to its time embedding"
     )
     boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> VisionTowerConfig:
+        if self.x_fuse != "none" and self.layer_design != "dual":
+            raise ValueError(f"vision_tower.x_fuse is an option of the dual tower, not of {self.layer_design}")
+        if self.layers is not None and self.layer_design != "dual":
+            raise ValueError(f"vision_tower.layers: design {self.layer_design} acts at every layer; leave it out")
+        sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+        given = [name for name in sizes if getattr(self, name) is not None]
+        if given and self.layer_design == "single":
+            raise ValueError(f"vision_tower.{given[0]}: the single tower is the language model itself; leave it out")
+        heads = [name for name in given if name.endswith("heads")]
+        if heads and self.layer_design == "projection":
+            raise ValueError(f"vision_tower.{heads[0]}: a joint attention has the language model's heads; leave it out")
+        return self
 
 
 class ObjectiveConfig(Settings):

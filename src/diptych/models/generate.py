@@ -18,8 +18,7 @@ from diptych.data.tokenize import build_prompt, drop_text
 from diptych.diffusion.sampler import SAMPLERS, guide
 from diptych.models.conversation import Conversation, Part, check_options, parse_conversation
 from diptych.models.decoding import decode_text
-from diptych.models.xfusion import XFusion
-from diptych.nn.visibility import build_plan
+from diptych.models.xfusion_building import XFusionModel
 from diptych.sequence import ImageSpan, pack
 
 
@@ -29,7 +28,7 @@ class Morph:
     def __init__(
         self,
         *,
-        model: XFusion,
+        model: XFusionModel,
         language: LanguageModel,
         autoencoder: Any,
         recipe: Recipe,
@@ -158,7 +157,7 @@ class Morph:
                 for (messages, images), _ in jobs
             ]
         packed = pack(prompts)
-        plan = build_plan(packed, window=self.model.text_tower.window).to(self.device)
+        plan = self.model.plan(packed).to(self.device)
         batch = packed.to(self.device)
         prefilled = self.model.prefill(batch, plan)
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from diptych.models.text_states import FrozenText, TextStates
-from diptych.nn.towers.dual import KeyValue, VisionTower
 from diptych.nn.towers.text import TextTower
-from diptych.nn.visibility import RoutingPlan
+from diptych.nn.towers.tower_parts import KeyValue
+from diptych.nn.towers.vision import VisionTower
+from diptych.nn.visibility import RoutingPlan, build_plan
 from diptych.sequence import Batch
 
 
@@ -42,6 +43,10 @@ class XFusion(nn.Module):
         self.text_tower = text_tower
         self.text_states = text_states
         self.block_at = {layer: index for index, layer in enumerate(vision_tower.layers)}
+
+    def plan(self, batch: Batch) -> RoutingPlan:
+        """Who computes what of a batch. Errors: see `build_plan`."""
+        return build_plan(batch, window=self.text_tower.window)
 
     def prefill(
         self, batch: Batch, plan: RoutingPlan, frozen: FrozenText | None = None, *, keep_text: bool = False

@@ -7,10 +7,13 @@ from typing import Any
 
 from diptych.config import Recipe
 from diptych.data.tensor_cache import TensorCache
+from diptych.models.fused import FusedXFusion
 from diptych.models.text_states import TextStates
 from diptych.models.xfusion import XFusion
-from diptych.nn.towers.dual import VisionTower
 from diptych.nn.towers.text import TextTower
+from diptych.nn.towers.vision import VisionTower
+
+XFusionModel = XFusion | FusedXFusion
 
 
 def build_xfusion(
@@ -21,7 +24,7 @@ def build_xfusion(
     downsampling: int,
     language_hash: str = "",
     cache_dir: Path | None = None,
-) -> XFusion:
+) -> XFusionModel:
     """Builds the model around a frozen language model. Widths that the recipe leaves out are the language model's.
 
     cache_dir: where frozen text states are kept; None: computed anew for every batch.
@@ -44,9 +47,16 @@ def build_xfusion(
     symmetric = hidden == config.hidden_size and not (
         tower.intermediate_size or tower.num_attention_heads or tower.num_key_value_heads
     )
+    projection = tower.layer_design == "projection"
+    if projection:
+        symmetric = hidden == config.hidden_size and not tower.intermediate_size
     heads = tower.num_attention_heads or (config.num_attention_heads if symmetric else max(1, hidden // 64))
     key_value_heads = tower.num_key_value_heads or (config.num_key_value_heads if symmetric else heads)
-    if not symmetric and (hidden % heads or heads % key_value_heads or (hidden // heads) % 2):
+    head_dim = None
+    if projection:
+        heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if not symmetric and not projection and (hidden % heads or heads % key_value_heads or (hidden // heads) % 2):
         raise ValueError(
             f"vision_tower.hidden_size {hidden} must be an even multiple of num_attention_heads {heads}, and the heads "
             f"a multiple of num_key_value_heads {key_value_heads}"
@@ -65,10 +75,14 @@ def build_xfusion(
         boundary_tokens=tower.boundary_tokens,
         copy_layers=symmetric,
         text_pooling=tower.text_pooling,
+        layer_design=tower.layer_design,
+        x_fuse=tower.x_fuse,
+        head_dim=head_dim,
     )
     cache = None
     if cache_dir is not None:
         cache = TensorCache(
             cache_dir, key=f"text-{language_hash[:16]}-{text_tower.language_model.dtype}".replace(".", "-")
         )
-    return XFusion(text_tower, vision_tower, TextStates(text_tower, layers, cache))
+    kind = FusedXFusion if vision_tower.is_fused else XFusion
+    return kind(text_tower, vision_tower, TextStates(text_tower, layers, cache))

@@ -21,7 +21,7 @@ from diptych.models.checkpoint import save_morph
 from diptych.models.encoded_images import image_latents
 from diptych.models.generate import Morph
 from diptych.models.method import LossSum
-from diptych.nn.visibility import RoutingPlan, build_plan
+from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
 from diptych.sequence import Sequence as Stream
 
@@ -96,7 +96,7 @@ class XFusionTraining(nn.Module):
         empty = torch.zeros(0)
         return XFusionBatch(
             batch=batch,
-            plan=build_plan(batch, window=self.model.text_tower.window),
+            plan=self.model.plan(batch),
             noise=torch.stack(noise) if noise else empty,
             t=torch.cat(times) if times else empty,
         )

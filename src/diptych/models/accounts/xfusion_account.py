@@ -12,7 +12,7 @@ from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
 from diptych.models.accounts.meta_counting import count_parameters
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
 from diptych.models.xfusion_building import build_xfusion
-from diptych.nn.visibility import RoutingPlan, build_plan
+from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
 
 
@@ -33,7 +33,7 @@ def account_xfusion(recipe: Recipe) -> RunAccount:
     once = Flops()
     for streams in first.batches():
         batch = pack(streams)
-        plan = build_plan(batch, window=model.text_tower.window)
+        plan = model.plan(batch)
         for name, cost in step_flops(model, batch, plan).items():
             flops[name] = flops.get(name, Flops()) + cost
         for name, (count, kind) in _tokens(batch, plan).items():
