@@ -9,9 +9,11 @@ from diptych.config import Recipe
 from diptych.distributed import compute_device, resolve_dtype
 from diptych.models.accounts.first_streams import find_tokenizer, first_streams
 from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
+from diptych.models.accounts.fused_formulas import FROZEN, MAPS, TRAINED, fused_step_flops
 from diptych.models.accounts.meta_counting import count_parameters
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
-from diptych.models.xfusion_building import build_xfusion
+from diptych.models.fused import FusedXFusion
+from diptych.models.xfusion_building import XFusionModel, build_xfusion
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
 
@@ -34,7 +36,7 @@ def account_xfusion(recipe: Recipe) -> RunAccount:
     for streams in first.batches():
         batch = pack(streams)
         plan = model.plan(batch)
-        for name, cost in step_flops(model, batch, plan).items():
+        for name, cost in _step_flops(model, batch, plan).items():
             flops[name] = flops.get(name, Flops()) + cost
         for name, (count, kind) in _tokens(batch, plan).items():
             spent[name] = (spent.get(name, (0.0, kind))[0] + count, kind)
@@ -60,6 +62,10 @@ def account_xfusion(recipe: Recipe) -> RunAccount:
     )
 
 
+def _step_flops(model: XFusionModel, batch: Batch, plan: RoutingPlan) -> dict[str, Flops]:
+    return fused_step_flops(model, batch, plan) if isinstance(model, FusedXFusion) else step_flops(model, batch, plan)
+
+
 def _tokens(batch: Batch, plan: RoutingPlan) -> dict[str, tuple[float, str]]:
     """What each part of `step_flops` is spent on: how many tokens, and of which kind."""
     image_tokens = float(plan.context.numel() + plan.target.numel())
@@ -71,4 +77,7 @@ def _tokens(batch: Batch, plan: RoutingPlan) -> dict[str, tuple[float, str]]:
         "text tower, text after an image": (float(plan.live.numel()), "text token"),
         "text tower, images and text it reads": (float(plan.context_read.numel()), "image token"),
         "language model head": (float(plan.supervised.numel()), "supervised token"),
+        FROZEN: (image_tokens + float(plan.live.numel()), "token"),
+        TRAINED: (image_tokens + float(plan.live.numel()), "token"),
+        MAPS: (image_tokens + read + float(plan.live.numel()), "token"),
     }

@@ -284,17 +284,19 @@ class FuseBlock(FusedBlock):
         self, text_layer: nn.Module, tokens: Sequence[Tokens], before: KeyValues | None = None
     ) -> tuple[list[Tensor], KeyValues]:
         before = before or KeyValues()
-        in_text = [
-            Segment(
-                text_layer,
-                self._out_of(t.states) if t.is_image else t.states,
-                t.text_rope,
-                t.groups if self.fuses_image or not t.is_image else None,
-            )
-            for t in tokens
-        ]
-        is_read = self.reads_text_keys or any(segment.groups is not None for segment in in_text)
-        of_text, text = run_segments(in_text, before.text) if is_read else ([None] * len(tokens), None)
+        of_text: list[Tensor | None] = [None] * len(tokens)
+        text = None
+        if self.reads_text_keys or any(t.groups is not None and not t.is_image for t in tokens):
+            in_text = [
+                Segment(
+                    text_layer,
+                    self._out_of(t.states) if t.is_image else t.states,
+                    t.text_rope,
+                    t.groups if self.fuses_image or not t.is_image else None,
+                )
+                for t in tokens
+            ]
+            of_text, text = run_segments(in_text, before.text)
         in_vision = [
             Segment(
                 self.layer,
