@@ -59,12 +59,22 @@ class VisionTowerConfig(Settings):
 
 
 class ObjectiveConfig(Settings):
-    """L = ce_weight * CE + flow_weight * |velocity - target|^2 (X-Fusion section 3, loss)."""
+    """L = ce_weight * CE + flow_weight * |prediction - target|^2 (X-Fusion section 3, loss)."""
 
     ce_weight: float = Field(default=0.2, ge=0)
     flow_weight: float = Field(default=1.0, ge=0)
     timestep_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     timestep_shift: float = Field(default=1.0, gt=0)
+    schedule: Literal["flow", "ddpm_cosine", "ddpm_linear"] = "flow"
+    prediction: Literal["velocity", "epsilon", "data"] = Field(
+        default="velocity", description="what the vision tower predicts of a noised image"
+    )
+    context_noise: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="latest time that an image that is read is noised to in training; 0 (clean) is the paper's best",
+    )
     text_cond_dropout_prob: float = Field(default=0.1, ge=0, le=1)
 
 

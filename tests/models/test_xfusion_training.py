@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,34 @@ def test_a_draw_carries_its_noise_wherever_it_is_packed(training: XFusionTrainin
     assert torch.equal(whole.t[1], alone.t[0])
     assert not torch.equal(training.build_batch([PICKS[1]], seed=4).noise, alone.noise)
     assert not torch.equal(training.build_batch([(9, *PICKS[1][1:])], seed=3).noise, alone.noise)
+
+
+@pytest.mark.parametrize("cap", [0.0, 0.25, 1.0])
+def test_images_that_are_read_are_noised_up_to_the_cap_and_the_tower_is_told_how_far(
+    training: XFusionTraining, cap: float
+) -> None:
+    clean = training.build_batch(PICKS, seed=3)
+    objective = training.recipe.objective.model_copy(update={"context_noise": cap})
+    training.recipe = training.recipe.model_copy(update={"objective": objective})
+    batches = [training.build_batch([(draw, 1, 0)], seed=3) for draw in range(40)]
+    own = [batch.batch.images[~batch.batch.image_is_target] for batch in batches]
+    kept = clean.batch.images[~clean.batch.image_is_target][0]
+    if not cap:
+        assert all(torch.equal(images[0], kept) for images in own)
+        assert all(batch.context_t.numel() == 0 for batch in batches)
+        return
+    times = torch.cat([batch.context_t for batch in batches])
+    assert 0 <= float(times.min()) < 0.2 * cap
+    assert 0.8 * cap < float(times.max()) <= cap
+    noise = (
+        torch.cat([images - (1 - t) * kept for images, t in zip(own, times, strict=True)]) / times[:, None, None, None]
+    )
+    assert abs(float(noise.mean())) < 0.1
+    assert abs(float(noise.std()) - 1) < 0.1
+    _stir(training)
+    told = training(batches[0])["ce"].total
+    untold = training(dataclasses.replace(batches[0], context_t=torch.zeros(0)))["ce"].total
+    assert told != untold
 
 
 def test_captions_are_dropped_at_the_recipes_rate_and_questions_never(training: XFusionTraining) -> None:

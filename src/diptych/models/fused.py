@@ -49,9 +49,18 @@ class FusedXFusion(nn.Module):
         return build_plan(batch, window=self.text_tower.window, joint=True, is_text_frozen=self.is_text_frozen)
 
     def prefill(
-        self, batch: Batch, plan: RoutingPlan, frozen: FrozenText | None = None, *, keep_text: bool = False
+        self,
+        batch: Batch,
+        plan: RoutingPlan,
+        frozen: FrozenText | None = None,
+        *,
+        context_t: Tensor | None = None,
+        keep_text: bool = False,
     ) -> FusedPrefilled:
-        """Runs clean images and live text through the layers. `frozen`: given states; None: from `text_states`."""
+        """Runs clean images and live text through the layers. `frozen`: given states; None: from `text_states`.
+
+        context_t [Ic]: times that the context images, in their order, are noised to; None: they are clean.
+        """
         del keep_text  # kept anyway
         frozen = self.text_states.gather(batch, plan) if frozen is None else frozen
         vision, text = self.vision_tower, self.text_tower
@@ -65,7 +74,8 @@ class FusedXFusion(nn.Module):
         image = time = None
         if plan.context.numel():
             latents = batch.images[~batch.image_is_target]
-            image, time = vision.embed(latents, torch.zeros(len(latents), device=latents.device))
+            times = torch.zeros(len(latents), device=latents.device) if context_t is None else context_t
+            image, time = vision.embed(latents, times)
         dtype = frozen.live.dtype
         ropes = [
             (text.rope(positions[rows], dtype), vision.rope(positions[rows], dtype))
@@ -118,10 +128,17 @@ class FusedXFusion(nn.Module):
         return vision.velocity(image, time)
 
     def forward(
-        self, batch: Batch, plan: RoutingPlan, noised: Tensor, t: Tensor, frozen: FrozenText | None = None
+        self,
+        batch: Batch,
+        plan: RoutingPlan,
+        noised: Tensor,
+        t: Tensor,
+        frozen: FrozenText | None = None,
+        *,
+        context_t: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Velocity of target images [It, C, h, w], logits at supervised tokens [.., vocabulary]; None where absent."""
-        prefilled = self.prefill(batch, plan, frozen)
+        prefilled = self.prefill(batch, plan, frozen, context_t=context_t)
         velocity = logits = None
         if plan.target.numel():
             velocity = self.denoise(noised, t, batch, plan, prefilled)

@@ -15,6 +15,7 @@ from diptych.config import Recipe
 from diptych.data.formats import Message
 from diptych.data.images import tensor_to_image
 from diptych.data.tokenize import build_prompt, drop_text
+from diptych.diffusion.path import latest_time, velocity_of
 from diptych.diffusion.sampler import SAMPLERS, guide
 from diptych.models.conversation import Conversation, Part, check_options, parse_conversation
 from diptych.models.decoding import decode_text
@@ -161,16 +162,21 @@ class Morph:
         batch = packed.to(self.device)
         prefilled = self.model.prefill(batch, plan)
 
+        path = self.recipe.objective
+
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            if not guided:
-                return self.model.denoise(x, t, batch, plan, prefilled)
-            both = self.model.denoise(torch.cat((x, x)), torch.cat((t, t)), batch, plan, prefilled)
-            conditional, unconditional = both.chunk(2)
-            return guide(conditional, unconditional, scale)
+            if guided:
+                both = self.model.denoise(torch.cat((x, x)), torch.cat((t, t)), batch, plan, prefilled)
+                conditional, unconditional = both.chunk(2)
+                predicted = guide(conditional, unconditional, scale)
+            else:
+                predicted = self.model.denoise(x, t, batch, plan, prefilled)
+            return velocity_of(predicted, x, t, prediction=path.prediction, schedule=path.schedule)
 
         noise = torch.stack([torch.randn(shape, generator=_generator(seed, k)) for _, k in jobs])
-        shift = self.recipe.objective.timestep_shift
-        latents = SAMPLERS[sampler](velocity, noise.to(self.device), num_steps=num_steps, shift=shift)
+        start = latest_time(path.prediction, path.schedule)
+        options = {"num_steps": num_steps, "shift": path.timestep_shift, "start": start}
+        latents = SAMPLERS[sampler](velocity, noise.to(self.device), **options)
         return [tensor_to_image(image) for image in self.autoencoder.decode(latents)]
 
     def _prompt(self, messages: tuple[Message, ...], images: list[Tensor], then: ImageSpan | None = None) -> Any:

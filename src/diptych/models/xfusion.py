@@ -49,9 +49,18 @@ class XFusion(nn.Module):
         return build_plan(batch, window=self.text_tower.window)
 
     def prefill(
-        self, batch: Batch, plan: RoutingPlan, frozen: FrozenText | None = None, *, keep_text: bool = False
+        self,
+        batch: Batch,
+        plan: RoutingPlan,
+        frozen: FrozenText | None = None,
+        *,
+        context_t: Tensor | None = None,
+        keep_text: bool = False,
     ) -> Prefilled:
-        """Runs clean images and live text through the layers. `frozen`: given states; None: from `text_states`."""
+        """Runs clean images and live text through the layers. `frozen`: given states; None: from `text_states`.
+
+        context_t [Ic]: times that the context images, in their order, are noised to; None: they are clean.
+        """
         frozen = self.text_states.gather(batch, plan) if frozen is None else frozen
         vision, text = self.vision_tower, self.text_tower
         positions = batch.positions
@@ -63,7 +72,8 @@ class XFusion(nn.Module):
         image = time = image_rope = None
         if plan.context.numel():
             latents = batch.images[~batch.image_is_target]
-            image, time = vision.embed(latents, torch.zeros(len(latents), device=latents.device))
+            times = torch.zeros(len(latents), device=latents.device) if context_t is None else context_t
+            image, time = vision.embed(latents, times)
             image_rope = vision.rope(positions[plan.context], image.dtype)
         read_text = torch.cat((plan.prefix, plan.live[plan.live_read]))
         read_rope = vision.rope(positions[read_text], dtype)
@@ -114,10 +124,17 @@ class XFusion(nn.Module):
         return vision.velocity(image, time)
 
     def forward(
-        self, batch: Batch, plan: RoutingPlan, noised: Tensor, t: Tensor, frozen: FrozenText | None = None
+        self,
+        batch: Batch,
+        plan: RoutingPlan,
+        noised: Tensor,
+        t: Tensor,
+        frozen: FrozenText | None = None,
+        *,
+        context_t: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Velocity of target images [It, C, h, w], logits at supervised tokens [.., vocabulary]; None where absent."""
-        prefilled = self.prefill(batch, plan, frozen)
+        prefilled = self.prefill(batch, plan, frozen, context_t=context_t)
         velocity = logits = None
         if plan.target.numel():
             velocity = self.denoise(noised, t, batch, plan, prefilled)

@@ -12,17 +12,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from diptych.config import Recipe
+from diptych.config import ObjectiveConfig, Recipe
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.formats import naming_sample, read_sources
 from diptych.data.tokenize import build_sequence
-from diptych.diffusion.path import add_noise, sample_times, velocity_target
+from diptych.diffusion.path import add_noise, prediction_target, sample_times
 from diptych.models.checkpoint import save_morph
 from diptych.models.encoded_images import image_latents
 from diptych.models.generate import Morph
 from diptych.models.method import LossSum
 from diptych.nn.visibility import RoutingPlan
-from diptych.sequence import Batch, pack
+from diptych.sequence import Batch, ImageSpan, pack
 from diptych.sequence import Sequence as Stream
 
 NUM_PROMPTS_MEASURED = 256
@@ -30,12 +30,16 @@ NUM_PROMPTS_MEASURED = 256
 
 @dataclass(frozen=True)
 class XFusionBatch:
-    """A packed batch with its routing plan, and the noise [It, C, h, w] and times [It] of its target images."""
+    """A packed batch with its routing plan, and the noise [It, C, h, w] and times [It] of its target images.
+
+    context_t [Ic]: times that its context images are noised to; empty where they are clean.
+    """
 
     batch: Batch
     plan: RoutingPlan
     noise: Tensor
     t: Tensor
+    context_t: Tensor
 
     def to(self, device: torch.device | str) -> XFusionBatch:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
@@ -75,11 +79,14 @@ class XFusionTraining(nn.Module):
 
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> XFusionBatch:
         objective = self.recipe.objective
-        streams, noise, times = [], [], []
+        streams, noise, times, context_times = [], [], [], []
         for draw, source, index in picks:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
             dropped = torch.rand((), generator=generator).item() < objective.text_cond_dropout_prob
             stream = self._stream(source, index, dropped and self._draws(source, index))
+            if objective.context_noise:
+                stream, drawn = _noise_context(stream, objective, generator)
+                context_times += drawn
             streams.append(replace(stream, draw=draw))
             for span in stream.images:
                 if span.is_target:
@@ -99,6 +106,7 @@ class XFusionTraining(nn.Module):
             plan=self.model.plan(batch),
             noise=torch.stack(noise) if noise else empty,
             t=torch.cat(times) if times else empty,
+            context_t=torch.stack(context_times) if context_times else empty,
         )
 
     def loss_counts(self, batch: XFusionBatch) -> dict[str, float]:
@@ -110,9 +118,11 @@ class XFusionTraining(nn.Module):
         noised = target = batch.noise
         if batch.noise.numel():
             data = packed.images[packed.image_is_target]
-            noised = add_noise(data, batch.noise, batch.t)
-            target = velocity_target(data, batch.noise)
-        velocity, logits = self.model(packed, plan, noised, batch.t)
+            path = self.recipe.objective
+            noised = add_noise(data, batch.noise, batch.t, schedule=path.schedule)
+            target = prediction_target(data, batch.noise, batch.t, prediction=path.prediction, schedule=path.schedule)
+        context_t = batch.context_t if batch.context_t.numel() else None
+        velocity, logits = self.model(packed, plan, noised, batch.t, context_t=context_t)
         zero = torch.zeros((), device=packed.token_ids.device)
         flow = zero if velocity is None else (velocity.float() - target).square().sum()
         ce = zero if logits is None else cross_entropy(logits.float(), plan.labels, reduction="sum")
@@ -166,3 +176,19 @@ class XFusionTraining(nn.Module):
                     max_length=self.recipe.data.max_length,
                 )
         return self._streams[key]
+
+
+def _noise_context(
+    stream: Stream, objective: ObjectiveConfig, generator: torch.Generator
+) -> tuple[Stream, list[Tensor]]:
+    """The stream with each context image noised to a time of its own, uniform up to `context_noise`; those times."""
+    spans, times = [], []
+    for span in stream.spans:
+        if isinstance(span, ImageSpan) and not span.is_target:
+            t = objective.context_noise * torch.rand((), generator=generator)
+            noise = torch.randn(span.image.shape, generator=generator)
+            noised = add_noise(span.image[None], noise[None], t[None], schedule=objective.schedule)[0]
+            span = replace(span, image=noised)
+            times.append(t)
+        spans.append(span)
+    return replace(stream, spans=tuple(spans)), times
