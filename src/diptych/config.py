@@ -78,6 +78,18 @@ class ObjectiveConfig(Settings):
     text_cond_dropout_prob: float = Field(default=0.1, ge=0, le=1)
 
 
+class AlignmentConfig(Settings):
+    """What the vision tower makes of an image at a middle layer is drawn to an image encoder's features (X-Fusion,
+    alignment; REPA, arXiv 2410.06940): weight * (1 - cos), for images that are read and, noised, for those drawn."""
+
+    image_encoder: str
+    encoder_layer: int | None = Field(default=None, description="as vpit.encoder_layer")
+    encoder_image_size: int | None = Field(default=None, gt=0)
+    layer: int = Field(default=8, ge=0, description="language-model layer beside which the aligned block stands")
+    weight: float = Field(default=0.5, ge=0)
+    projector: Literal["linear", "mlp3"] = "linear"
+
+
 class SourceConfig(Settings):
     """One source of samples: a JSONL file of canonical samples, and how many of it per round of the mixture."""
 
@@ -266,6 +278,7 @@ class Recipe(Settings):
     cache_dir: str | None = None
     vision_tower: VisionTowerConfig = VisionTowerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    alignment: AlignmentConfig | None = Field(default=None, description="of xfusion; null: none")
     vpit: VPiTConfig = VPiTConfig()
     pixel_decoder_training: PixelDecoderConfig = PixelDecoderConfig()
     stages: tuple[StageConfig, ...] = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -61,7 +62,8 @@ def build_sequence(
     for region in regions:
         if isinstance(region, tuple):
             index, is_target = region
-            spans.append(ImageSpan(load_image(sample.images[index]), num_image_tokens, is_target))
+            source = sample.images[index]
+            spans.append(ImageSpan(load_image(source), num_image_tokens, is_target, source))
         else:
             spans.append(region)
     if boundary_ids is not None:
@@ -205,7 +207,7 @@ def _add_clean_copies(spans: list[TextSpan | ImageSpan]) -> list[TextSpan | Imag
     for index, span in enumerate(spans):
         out.append(span)
         if isinstance(span, ImageSpan) and span.is_target and index + 1 < len(spans):
-            out.append(ImageSpan(span.image, span.num_tokens, is_target=False))
+            out.append(replace(span, is_target=False))
     return out
 
 

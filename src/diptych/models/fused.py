@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.models.text_states import FrozenText, TextStates
+from diptych.models.xfusion import Outputs
 from diptych.nn.towers.fused import FusedBlock, KeyValues, Tokens
 from diptych.nn.towers.text import TextTower
 from diptych.nn.towers.tower_parts import KeyValue
@@ -22,12 +23,14 @@ from diptych.sequence import Batch
 @dataclass(frozen=True)
 class FusedPrefilled:
     """What the clean part leaves behind. key_values: of each block, of (prefix, live, context). plain: of layers that
-    have no block, by layer, of (prefix, live). live [Nl, D]: after the last layer. pooled [It, d]: see `pool_text`."""
+    have no block, by layer, of (prefix, live). live [Nl, D]: after the last layer. pooled [It, d]: see `pool_text`.
+    aligned [Nc, d]: context images behind the block that is aligned, if one is."""
 
     key_values: list[KeyValues]
     plain: dict[int, KeyValue]
     live: Tensor | None
     pooled: Tensor | None = None
+    aligned: Tensor | None = None
 
 
 class FusedXFusion(nn.Module):
@@ -82,6 +85,7 @@ class FusedXFusion(nn.Module):
             for rows in (plan.prefix, plan.live, plan.context)
         ]
         last = len(vision.blocks) - 1
+        aligned = None
         key_values: list[KeyValues] = []
         plain: dict[int, KeyValue] = {}
         for layer in range(vision.layers[0], text.num_layers):
@@ -105,11 +109,13 @@ class FusedXFusion(nn.Module):
             key_values.append(read)
             if image is not None:
                 image = outs[-1]
+                if index == vision.aligned_block:
+                    aligned = image
             if live is not None:
                 live = outs[-1 if image is None else -2]
             elif index == last:
                 break
-        return FusedPrefilled(key_values, plain, live, pooled)
+        return FusedPrefilled(key_values, plain, live, pooled, aligned)
 
     def _block(self, index: int) -> FusedBlock:
         block = self.vision_tower.blocks[index]
@@ -118,14 +124,22 @@ class FusedXFusion(nn.Module):
 
     def denoise(self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, prefilled: FusedPrefilled) -> Tensor:
         """Velocity of noised images: latents [It, C, h, w] at times t [It] -> the same shape."""
-        vision, text = self.vision_tower, self.text_tower
+        return self._denoise(latents, t, batch, plan, prefilled)[0]
+
+    def _denoise(
+        self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, prefilled: FusedPrefilled
+    ) -> tuple[Tensor, Tensor | None]:
+        """And the images behind the block that is aligned, if one is."""
+        vision, text, aligned = self.vision_tower, self.text_tower, None
         image, time = vision.embed(latents, t, prefilled.pooled)
         positions = batch.positions[plan.target]
         ropes = text.rope(positions, image.dtype), vision.rope(positions, image.dtype)
         for index, (layer, before) in enumerate(zip(vision.layers, prefilled.key_values, strict=True)):
             tokens = Tokens(image, *ropes, groups=plan.target_groups, time=time, is_image=True)
             (image,), _ = self._block(index)(text.layers[layer], [tokens], before)
-        return vision.velocity(image, time)
+            if index == vision.aligned_block:
+                aligned = image
+        return vision.velocity(image, time), aligned
 
     def forward(
         self,
@@ -138,10 +152,24 @@ class FusedXFusion(nn.Module):
         context_t: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Velocity of target images [It, C, h, w], logits at supervised tokens [.., vocabulary]; None where absent."""
+        out = self.outputs(batch, plan, noised, t, frozen, context_t=context_t)
+        return out.velocity, out.logits
+
+    def outputs(
+        self,
+        batch: Batch,
+        plan: RoutingPlan,
+        noised: Tensor,
+        t: Tensor,
+        frozen: FrozenText | None = None,
+        *,
+        context_t: Tensor | None = None,
+    ) -> Outputs:
+        """What `forward` gives, and the image states that are aligned."""
         prefilled = self.prefill(batch, plan, frozen, context_t=context_t)
-        velocity = logits = None
+        velocity = logits = aligned = None
         if plan.target.numel():
-            velocity = self.denoise(noised, t, batch, plan, prefilled)
+            velocity, aligned = self._denoise(noised, t, batch, plan, prefilled)
         if prefilled.live is not None and plan.supervised.numel():
             logits = self.text_tower.logits(prefilled.live[plan.supervised])
-        return velocity, logits
+        return Outputs(velocity, logits, prefilled.aligned, aligned)

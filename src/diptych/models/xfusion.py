@@ -26,12 +26,25 @@ class Prefilled:
 
     text_key_values: for each layer from the first vision block's on, the keys and values of (live_prefix, live,
     context image) as the text tower reads them; kept only on request, for decoding. pooled [It, d]: see `pool_text`.
+    aligned [Nc, d]: context images behind the block that is aligned, if one is.
     """
 
     key_values: list[KeyValue | None]
     live: Tensor | None
     text_key_values: list[KeyValue]
     pooled: Tensor | None = None
+    aligned: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """velocity [It, C, h, w] of target images, logits at supervised tokens; image states behind the aligned block, of
+    context [Nc, d] and of target images [Nt, d]. None where absent."""
+
+    velocity: Tensor | None
+    logits: Tensor | None
+    context_states: Tensor | None
+    target_states: Tensor | None
 
 
 class XFusion(nn.Module):
@@ -81,6 +94,7 @@ class XFusion(nn.Module):
         front_rope = text.rope(positions[plan.live_prefix], dtype)
         seen_rope = text.rope(positions[plan.context[plan.context_read]], dtype)
         last = len(vision.blocks) - 1
+        aligned = None
         key_values: list[KeyValue | None] = []
         text_key_values: list[KeyValue] = []
         for layer in range(vision.layers[0], text.num_layers):
@@ -100,6 +114,8 @@ class XFusion(nn.Module):
                     read=plan.context_read if live is not None else None,
                 )
                 key_values.append(key_value)
+                if index == vision.aligned_block:
+                    aligned = image
             if live is not None:
                 before = None
                 if plan.live_prefix.numel():
@@ -112,16 +128,24 @@ class XFusion(nn.Module):
                     text_key_values.append(kept)
             elif index == last:
                 break
-        return Prefilled(key_values, live, text_key_values, pooled)
+        return Prefilled(key_values, live, text_key_values, pooled, aligned)
 
     def denoise(self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, prefilled: Prefilled) -> Tensor:
         """Velocity of noised images: latents [It, C, h, w] at times t [It] -> the same shape."""
-        vision = self.vision_tower
+        return self._denoise(latents, t, batch, plan, prefilled)[0]
+
+    def _denoise(
+        self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, prefilled: Prefilled
+    ) -> tuple[Tensor, Tensor | None]:
+        """And the images behind the block that is aligned, if one is."""
+        vision, aligned = self.vision_tower, None
         image, time = vision.embed(latents, t, prefilled.pooled)
         rope = vision.rope(batch.positions[plan.target], image.dtype)
-        for block, before in zip(vision.blocks, prefilled.key_values, strict=True):
+        for index, (block, before) in enumerate(zip(vision.blocks, prefilled.key_values, strict=True)):
             image, _, _ = block(image, image_rope=rope, time=time, groups=plan.target_groups, before=before)
-        return vision.velocity(image, time)
+            if index == vision.aligned_block:
+                aligned = image
+        return vision.velocity(image, time), aligned
 
     def forward(
         self,
@@ -134,10 +158,24 @@ class XFusion(nn.Module):
         context_t: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Velocity of target images [It, C, h, w], logits at supervised tokens [.., vocabulary]; None where absent."""
+        out = self.outputs(batch, plan, noised, t, frozen, context_t=context_t)
+        return out.velocity, out.logits
+
+    def outputs(
+        self,
+        batch: Batch,
+        plan: RoutingPlan,
+        noised: Tensor,
+        t: Tensor,
+        frozen: FrozenText | None = None,
+        *,
+        context_t: Tensor | None = None,
+    ) -> Outputs:
+        """What `forward` gives, and the image states that are aligned."""
         prefilled = self.prefill(batch, plan, frozen, context_t=context_t)
-        velocity = logits = None
+        velocity = logits = aligned = None
         if plan.target.numel():
-            velocity = self.denoise(noised, t, batch, plan, prefilled)
+            velocity, aligned = self._denoise(noised, t, batch, plan, prefilled)
         if prefilled.live is not None and plan.supervised.numel():
             logits = self.text_tower.logits(prefilled.live[plan.supervised])
-        return velocity, logits
+        return Outputs(velocity, logits, prefilled.aligned, aligned)

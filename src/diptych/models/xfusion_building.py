@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from diptych.backbones.skeletons import build_encoder_skeleton
 from diptych.config import Recipe
 from diptych.data.tensor_cache import TensorCache
 from diptych.models.fused import FusedXFusion
@@ -79,6 +80,12 @@ def build_xfusion(
         x_fuse=tower.x_fuse,
         head_dim=head_dim,
     )
+    if recipe.alignment is not None:
+        wanted = recipe.alignment
+        encoder = build_encoder_skeleton(
+            wanted.image_encoder, layer=wanted.encoder_layer, image_size=wanted.encoder_image_size
+        )
+        vision_tower.align(wanted.layer, encoder.feature_dim, projector=wanted.projector)
     cache = None
     if cache_dir is not None:
         cache = TensorCache(

@@ -12,15 +12,18 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from diptych.config import ObjectiveConfig, Recipe
+from diptych.backbones.vision import load_image_encoder
+from diptych.config import AlignmentConfig, ObjectiveConfig, Recipe
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.formats import naming_sample, read_sources
 from diptych.data.tokenize import build_sequence
 from diptych.diffusion.path import add_noise, prediction_target, sample_times
 from diptych.models.checkpoint import save_morph
-from diptych.models.encoded_images import image_latents
+from diptych.models.encoded_images import EncodedImages, image_features, image_latents
 from diptych.models.generate import Morph
 from diptych.models.method import LossSum
+from diptych.models.xfusion import Outputs
+from diptych.nn.alignment import alignment_loss
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, ImageSpan, pack
 from diptych.sequence import Sequence as Stream
@@ -32,7 +35,8 @@ NUM_PROMPTS_MEASURED = 256
 class XFusionBatch:
     """A packed batch with its routing plan, and the noise [It, C, h, w] and times [It] of its target images.
 
-    context_t [Ic]: times that its context images are noised to; empty where they are clean.
+    context_t [Ic]: times that its context images are noised to; empty where they are clean. features [I, n, F]: of all
+    its images, by the encoder that the tower is aligned to; empty without alignment.
     """
 
     batch: Batch
@@ -40,6 +44,7 @@ class XFusionBatch:
     noise: Tensor
     t: Tensor
     context_t: Tensor
+    features: Tensor
 
     def to(self, device: torch.device | str) -> XFusionBatch:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
@@ -48,7 +53,8 @@ class XFusionBatch:
 class XFusionTraining(nn.Module):
     """Trains the vision tower of a morph; the language model stays as it is. Implements `Method`."""
 
-    def __init__(self, recipe: Recipe, morph: Morph) -> None:
+    def __init__(self, recipe: Recipe, morph: Morph, *, encoder: Any = None) -> None:
+        """`encoder`: in place of the one that `alignment` names."""
         super().__init__()
         self.recipe = recipe
         self.model = morph.model
@@ -56,7 +62,13 @@ class XFusionTraining(nn.Module):
         self.loss_weights = {"ce": recipe.objective.ce_weight, "flow": recipe.objective.flow_weight}
         self.sources = read_sources(recipe.data)
         self.latents = image_latents(morph.autoencoder, recipe.image_size, cache_dir=morph.cache_dir)
-        self.latents.prepare({image for samples in self.sources for sample in samples for image in sample.images})
+        images = {image for samples in self.sources for sample in samples for image in sample.images}
+        self.latents.prepare(images)
+        self.features = None
+        if recipe.alignment is not None:
+            self.loss_weights["align"] = recipe.alignment.weight
+            self.features = _aligned_features(recipe.alignment, morph, encoder)
+            self.features.prepare(images)
         self._streams: dict[tuple[int, int, bool], Stream] = {}
         self._standardise_text()
 
@@ -79,11 +91,13 @@ class XFusionTraining(nn.Module):
 
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> XFusionBatch:
         objective = self.recipe.objective
-        streams, noise, times, context_times = [], [], [], []
+        streams, noise, times, context_times, features = [], [], [], [], []
         for draw, source, index in picks:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
             dropped = torch.rand((), generator=generator).item() < objective.text_cond_dropout_prob
             stream = self._stream(source, index, dropped and self._draws(source, index))
+            if self.features is not None:
+                features += [self.features.load(span.source) for span in stream.images]
             if objective.context_noise:
                 stream, drawn = _noise_context(stream, objective, generator)
                 context_times += drawn
@@ -107,10 +121,12 @@ class XFusionTraining(nn.Module):
             noise=torch.stack(noise) if noise else empty,
             t=torch.cat(times) if times else empty,
             context_t=torch.stack(context_times) if context_times else empty,
+            features=torch.stack(features) if features else empty,
         )
 
     def loss_counts(self, batch: XFusionBatch) -> dict[str, float]:
-        return {"ce": float(batch.plan.labels.numel()), "flow": float(batch.noise.numel())}
+        counts = {"ce": float(batch.plan.labels.numel()), "flow": float(batch.noise.numel())}
+        return counts if self.features is None else counts | {"align": float(batch.features[..., :1].numel())}
 
     def forward(self, batch: XFusionBatch) -> dict[str, LossSum]:
         packed, plan = batch.batch, batch.plan
@@ -122,11 +138,23 @@ class XFusionTraining(nn.Module):
             noised = add_noise(data, batch.noise, batch.t, schedule=path.schedule)
             target = prediction_target(data, batch.noise, batch.t, prediction=path.prediction, schedule=path.schedule)
         context_t = batch.context_t if batch.context_t.numel() else None
-        velocity, logits = self.model(packed, plan, noised, batch.t, context_t=context_t)
+        out = self.model.outputs(packed, plan, noised, batch.t, context_t=context_t)
+        velocity, logits = out.velocity, out.logits
         zero = torch.zeros((), device=packed.token_ids.device)
         flow = zero if velocity is None else (velocity.float() - target).square().sum()
         ce = zero if logits is None else cross_entropy(logits.float(), plan.labels, reduction="sum")
-        return {"ce": LossSum(ce, counts["ce"]), "flow": LossSum(flow, counts["flow"])}
+        losses = {"ce": LossSum(ce, counts["ce"]), "flow": LossSum(flow, counts["flow"])}
+        if self.features is not None:
+            losses["align"] = LossSum(self._align(batch, out, zero), counts["align"])
+        return losses
+
+    def _align(self, batch: XFusionBatch, out: Outputs, zero: Tensor) -> Tensor:
+        is_target, total = batch.batch.image_is_target, zero
+        for states, chosen in ((out.context_states, ~is_target), (out.target_states, is_target)):
+            if states is not None:
+                predicted = self.model.vision_tower.predict_features(states)
+                total = total + alignment_loss(predicted, batch.features[chosen])
+        return total
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.vision_tower.named_parameters())
@@ -176,6 +204,16 @@ class XFusionTraining(nn.Module):
                     max_length=self.recipe.data.max_length,
                 )
         return self._streams[key]
+
+
+def _aligned_features(alignment: AlignmentConfig, morph: Morph, encoder: Any) -> EncodedImages:
+    """The encoder's features, on the grid of the tower's patches."""
+    encoder = encoder or load_image_encoder(
+        alignment.image_encoder, layer=alignment.encoder_layer, image_size=alignment.encoder_image_size
+    )
+    encoder.to(morph.device)
+    num_patches = morph.model.vision_tower.embedder.num_patches
+    return image_features(encoder, num_patches, cache_dir=morph.cache_dir)
 
 
 def _noise_context(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from diptych.nn.alignment import AlignmentHead
 from diptych.nn.heads import ImageEmbedder, TimeEmbedding, VelocityHead
 from diptych.nn.layer_parts import Rope, rotary
 from diptych.nn.towers.dual import VisionBlock
@@ -92,6 +93,30 @@ class VisionTower(nn.Module):
         sizes = {"width": hidden_size, "text_width": text_width, "adaln": adaln}
         self.blocks = nn.ModuleList(self._build_block(module, **sizes) for module in modules)
         self.head = VelocityHead(self.embedder, width=self.width, adaln=adaln)
+        self.alignment: AlignmentHead | None = None
+        self.aligned_block: int | None = None
+
+    def align(self, layer: int, feature_dim: int, *, projector: str) -> None:
+        """Adds a head that reads the block beside a layer of the language model.
+
+        Raises ValueError if no block stands there, or the last one, whose image states nobody computes where the image
+        is only read.
+        """
+        if layer not in self.layers[:-1]:
+            raise ValueError(
+                f"alignment.layer {layer} has no block of the vision tower beside it, or the last one; choose one of: "
+                f"{', '.join(map(str, self.layers[:-1])) or 'none, since there is a single block'}"
+            )
+        self.aligned_block = self.layers.index(layer)
+        self.alignment = AlignmentHead(self.width, feature_dim, projector=projector)
+
+    def predict_features(self, states: Tensor) -> Tensor:
+        """Image states [I * n, w] behind the aligned block -> features of the image's patches [I, patches, F]."""
+        assert self.alignment is not None
+        tokens = states.unflatten(0, (-1, self.num_image_tokens))
+        if self.embedder.num_tokens != self.embedder.num_patches:
+            tokens = tokens[:, 1:-1]
+        return self.alignment(tokens)
 
     def _build_block(self, layer: nn.Module, **sizes: Any) -> nn.Module:
         if not self.is_fused:
