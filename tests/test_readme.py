@@ -83,6 +83,7 @@ def test_links_lead_somewhere() -> None:
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
+@pytest.mark.assets("smollm2-135m-instruct")
 @pytest.mark.timeout(600)
 def test_every_command_runs(reader: Path) -> None:
     typed = [line for line in commands() if not line.startswith("make ")]

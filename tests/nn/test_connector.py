@@ -76,8 +76,9 @@ def test_features_that_are_not_finite_are_refused(value: float) -> None:
 def test_the_connector_is_two_layers_with_a_gelu_or_one() -> None:
     two, one = Connector(6, 10), Connector(6, 10, kind="linear")
     x = torch.randn(3, 4, 6)
-    first, _, second = two.layers
-    expected = torch.nn.functional.gelu(x @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    weights = dict(two.layers.named_parameters())
+    hidden = torch.nn.functional.gelu(x @ weights["0.weight"].T + weights["0.bias"])
+    expected = hidden @ weights["2.weight"].T + weights["2.bias"]
     torch.testing.assert_close(two(x), expected)
     assert sum(p.numel() for p in two.parameters()) == 6 * 10 + 10 + 10 * 10 + 10
     assert sum(p.numel() for p in one.parameters()) == 6 * 10 + 10

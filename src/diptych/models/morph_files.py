@@ -114,8 +114,9 @@ def find_language(
 ) -> LanguageModel:
     """The base language model of a morph: the one given, or what the recipe names. Its hash is compared before
     anything is built upon it. Raises ValueError that names the morph, the model and the remedy."""
-    language = given
-    if given is None or isinstance(given, str):
+    if isinstance(given, LanguageModel):
+        language = given
+    else:
         try:
             name = given or recipe.language_model
             language = load_language_model(name, trust_remote_code=recipe.trust_remote_code)

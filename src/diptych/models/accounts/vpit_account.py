@@ -48,12 +48,8 @@ def account_vpit(recipe: Recipe) -> RunAccount:
     for streams in first.batches():
         batch = pack(streams, image_predicts_text=True)
         found = find_supervision(batch, model.boundary_tokens.token_ids[0])
-        sizes = (
-            *build_rows(batch).index.shape,
-            int(batch.is_image.sum()),
-            found.visual.numel(),
-            found.text.numel(),
-        )
+        rows, columns = build_rows(batch).index.shape
+        sizes = (rows, columns, int(batch.is_image.sum()), found.visual.numel(), found.text.numel())
         if sizes not in counted:
             counted[sizes] = _step_flops(model, *sizes)
         for name, cost in counted[sizes].items():
