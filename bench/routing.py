@@ -30,7 +30,7 @@ GOALS = {"P1": 1.75, "P2": 2.4, "P2c": 3.0}
 FLOP_GOALS = {"P1": 1.98, "P2": 2.4, "P2c": 3.0}
 
 
-def build_model() -> XFusion:
+def build_model(latent_size: int = SIZE) -> XFusion:
     torch.manual_seed(0)
     language = build_tiny_language_model(
         "llama",
@@ -46,7 +46,7 @@ def build_model() -> XFusion:
         language.model,
         layers=tuple(range(6)),
         latent_channels=CHANNELS,
-        latent_size=SIZE,
+        latent_size=latent_size,
         patch_size=PATCH,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,

@@ -17,6 +17,7 @@ from diptych.models.fused import FusedXFusion
 from diptych.models.generate import Morph
 from diptych.models.text_states import TextStates
 from diptych.models.xfusion import XFusion
+from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.towers.text import TextTower
 from diptych.nn.towers.vision import VisionTower
 from diptych.nn.visibility import RoutingPlan, build_plan
@@ -111,7 +112,7 @@ def text(*token_ids: int, loss: bool = False) -> TextSpan:
     return TextSpan(token_ids, (loss,) * len(token_ids))
 
 
-def image(model: XFusion, *, is_target: bool, seed: int = 0) -> ImageSpan:
+def image(model: XFusionModel, *, is_target: bool, seed: int = 0) -> ImageSpan:
     latent = torch.randn(CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
     return ImageSpan(latent, model.vision_tower.num_image_tokens, is_target)
 
@@ -125,7 +126,7 @@ def sequences(max_samples: int = 3, max_spans: int = 5) -> st.SearchStrategy[lis
     return st.lists(st.lists(span, min_size=1, max_size=max_spans), min_size=1, max_size=max_samples)
 
 
-def build_streams(shapes: list[list[tuple[str, int]]], model: XFusion, *, seed: int = 0) -> list[Sequence]:
+def build_streams(shapes: list[list[tuple[str, int]]], model: XFusionModel, *, seed: int = 0) -> list[Sequence]:
     generator = torch.Generator().manual_seed(seed)
     streams = []
     for draw, shape in enumerate(shapes):

@@ -41,6 +41,26 @@ class VisionTowerConfig(Settings):
         default=False, description="add the pooled text before a target image to its time embedding"
     )
     boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
+    match: Literal["parameters", "compute"] | None = Field(
+        default=None, description="choose the widths so that this tower costs what `match_to` does"
+    )
+    match_to: VisionTowerConfig | None = Field(
+        default=None, description="settings of another tower; null: the symmetric dual tower"
+    )
+
+    @model_validator(mode="after")
+    def _matches(self) -> VisionTowerConfig:
+        if self.match is None:
+            if self.match_to is not None:
+                raise ValueError("vision_tower.match_to needs vision_tower.match: parameters or compute")
+            return self
+        if self.layer_design == "single":
+            raise ValueError("vision_tower.match: the single tower is the language model itself, of no other width")
+        if self.intermediate_size is not None:
+            raise ValueError("vision_tower.match chooses intermediate_size; leave one of the two out")
+        if self.match_to is not None and self.match_to.match is not None:
+            raise ValueError("vision_tower.match_to must not match anything else in its turn")
+        return self
 
     @model_validator(mode="after")
     def _goes_together(self) -> VisionTowerConfig:
@@ -76,6 +96,9 @@ class ObjectiveConfig(Settings):
         description="latest time that an image that is read is noised to in training; 0 (clean) is the paper's best",
     )
     text_cond_dropout_prob: float = Field(default=0.1, ge=0, le=1)
+    image_cond_dropout_prob: float = Field(
+        default=0.0, ge=0, le=1, description="share of drawings learnt without text and without the request's images"
+    )
 
 
 class AlignmentConfig(Settings):
@@ -88,6 +111,15 @@ class AlignmentConfig(Settings):
     layer: int = Field(default=8, ge=0, description="language-model layer beside which the aligned block stands")
     weight: float = Field(default=0.5, ge=0)
     projector: Literal["linear", "mlp3"] = "linear"
+
+
+class ImageInputConfig(Settings):
+    """Images that are read enter the vision tower as an image encoder's features, not as latents; drawn ones stay
+    latents (X-Fusion section 3, tokens)."""
+
+    image_encoder: str = "vit-s14-focus"
+    encoder_layer: int | None = Field(default=None, description="as vpit.encoder_layer")
+    encoder_image_size: int | None = Field(default=None, gt=0)
 
 
 class SourceConfig(Settings):
@@ -279,6 +311,7 @@ class Recipe(Settings):
     vision_tower: VisionTowerConfig = VisionTowerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     alignment: AlignmentConfig | None = Field(default=None, description="of xfusion; null: none")
+    image_input: ImageInputConfig | None = Field(default=None, description="of xfusion; null: latents, as drawn")
     vpit: VPiTConfig = VPiTConfig()
     pixel_decoder_training: PixelDecoderConfig = PixelDecoderConfig()
     stages: tuple[StageConfig, ...] = Field(
@@ -294,6 +327,14 @@ class Recipe(Settings):
             raise ValueError(
                 f"train.gradient_checkpointing is not there for method {self.method}; leave it out, or take a smaller "
                 "per_device_train_batch_size with more gradient_accumulation_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_clean(self) -> Recipe:
+        if self.image_input is not None and self.objective.context_noise:
+            raise ValueError(
+                "objective.context_noise noises latents, but with image_input images are read as features; leave one out"
             )
         return self
 

@@ -54,7 +54,7 @@ def _literal_greedy(model: Any, prompt: Sequence) -> str:
     for _ in range(NEW):
         spans = (*prompt.spans, TextSpan(tuple(answer), (False,) * len(answer)))
         with torch.no_grad():
-            forward = literal_fused.literal_forward if isinstance(model, FusedXFusion) else literal_forward
+            forward: Any = literal_fused.literal_forward if isinstance(model, FusedXFusion) else literal_forward
             _, logits = forward(model, pack([Sequence(spans)]), torch.zeros(0, 4, 4, 4), torch.zeros(0))
         token = int(logits[-1].argmax())
         if token in stops:

@@ -38,6 +38,16 @@ def drop_text(messages: Many[Message]) -> tuple[Message, ...]:
     )
 
 
+def drop_images(messages: Many[Message]) -> tuple[Message, ...]:
+    """The conversation without the images of the user's turns."""
+    return tuple(
+        message
+        if message.role == "assistant"
+        else Message(message.role, tuple(part for part in message.parts if isinstance(part, str)), message.loss)
+        for message in messages
+    )
+
+
 def build_sequence(
     sample: Sample,
     *,
@@ -47,6 +57,7 @@ def build_sequence(
     num_image_tokens: int,
     draw: int = 0,
     unconditional: bool = False,
+    without_images: bool = False,
     max_length: int | None = None,
     boundary_ids: tuple[int, int] | None = None,
 ) -> Sequence:
@@ -57,6 +68,8 @@ def build_sequence(
     Raises ValueError if nothing is supervised, or the sequence is longer than `max_length` tokens.
     """
     messages = drop_text(sample.messages) if unconditional else sample.messages
+    if without_images:
+        messages = drop_images(messages)
     regions = _render(messages, tokenizer, template, image_predicts_text=boundary_ids is not None)
     spans: list[TextSpan | ImageSpan] = []
     for region in regions:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from diptych.backbones.assets import cache_root
-from diptych.backbones.autoencoder import load_autoencoder
+from diptych.backbones.autoencoder import load_image_space
 from diptych.backbones.language import LanguageModel, load_language_model
 from diptych.backbones.skeletons import read_language_config
+from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
 from diptych.distributed import compute_device
 from diptych.models.generate import Morph
@@ -31,9 +32,15 @@ from diptych.nn.layer_parts import check_routable
 
 
 def build_morph(
-    recipe: Recipe, *, language: LanguageModel | None = None, autoencoder: Any = None, cached: bool = True
+    recipe: Recipe,
+    *,
+    language: LanguageModel | None = None,
+    autoencoder: Any = None,
+    encoder: Any = None,
+    cached: bool = True,
 ) -> Morph:
-    """An untrained morph of this recipe. `language`, `autoencoder`: in place of those that the recipe names.
+    """An untrained morph of this recipe. `language`, `autoencoder`, `encoder` (of `image_input`): in place of those
+    that the recipe names.
 
     Raises ValueError for whatever is missing or does not fit; for a family that cannot be routed before its weights are
     fetched.
@@ -41,7 +48,12 @@ def build_morph(
     if language is None:
         _check_family(recipe)
     language = language or load_language_model(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
-    autoencoder = autoencoder or load_autoencoder(recipe.autoencoder)
+    autoencoder = autoencoder or load_image_space(recipe.autoencoder)
+    if recipe.image_input is not None and encoder is None:
+        wanted = recipe.image_input
+        encoder = load_image_encoder(
+            wanted.image_encoder, layer=wanted.encoder_layer, image_size=wanted.encoder_image_size
+        )
     cache_dir = (Path(recipe.cache_dir) if recipe.cache_dir else cache_root() / "tensors") if cached else None
     torch.manual_seed(recipe.seed)
     model = build_xfusion(
@@ -56,7 +68,11 @@ def build_morph(
     language.model.to(device)
     autoencoder.to(device)
     model.to(device)
-    return Morph(model=model, language=language, autoencoder=autoencoder, recipe=recipe, cache_dir=cache_dir)
+    if encoder is not None:
+        encoder.to(device)
+    return Morph(
+        model=model, language=language, autoencoder=autoencoder, encoder=encoder, recipe=recipe, cache_dir=cache_dir
+    )
 
 
 def _check_family(recipe: Recipe) -> None:
@@ -102,6 +118,8 @@ def load_morph(
     language = find_language(folder, config, recipe, language_model)
     morph = build_morph(recipe, language=language, cached=False)
     names = {"language_model": recipe.language_model, "autoencoder": recipe.autoencoder}
+    if recipe.image_input is not None:
+        names["image_encoder"] = recipe.image_input.image_encoder
     check_hashes(folder, config["hashes"], morph.frozen_hashes(), names)
     own = dict(morph.model.vision_tower.named_parameters())
     load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"])

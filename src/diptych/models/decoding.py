@@ -26,14 +26,25 @@ def decode_text(
     do_sample: bool = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    context_features: Tensor | None = None,
 ) -> list[str]:
-    """Continues prompts until an end token or `max_new_tokens`; special tokens are left out of the text."""
+    """Continues prompts until an end token or `max_new_tokens`; special tokens are left out of the text.
+
+    context_features [Ic, n, F]: of all prompts' images, in order, where the tower reads features.
+    """
     stops = stop_ids(model.text_tower.language_model, tokenizer)
     continued: dict[int, list[int]] = {}
     with_images = [i for i, prompt in enumerate(prompts) if prompt.images]
     if with_images:
         ids = _decode_routed(
-            model, [prompts[i] for i in with_images], stops, max_new_tokens, do_sample, temperature, top_p
+            model,
+            [prompts[i] for i in with_images],
+            stops,
+            max_new_tokens,
+            do_sample,
+            temperature,
+            top_p,
+            context_features,
         )
         continued |= dict(zip(with_images, ids, strict=True))
     for i, prompt in enumerate(prompts):
@@ -75,6 +86,7 @@ def _decode_routed(
     do_sample: bool,
     temperature: float,
     top_p: float,
+    context_features: Tensor | None,
 ) -> list[list[int]]:
     window, longest = model.text_tower.window, max(len(prompt) for prompt in prompts) + max_new_tokens - 1
     if window is not None and longest > window:
@@ -82,7 +94,7 @@ def _decode_routed(
             f"a prompt of {longest - max_new_tokens + 1} tokens and {max_new_tokens} new ones exceed the language "
             f"model's sliding window of {window}; lower max_new_tokens or shorten the prompt"
         )
-    hidden, caches = _prefill(model, prompts)
+    hidden, caches = _prefill(model, prompts, context_features)
     positions = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
     answers: list[list[int]] = [[] for _ in prompts]
     running = [True] * len(prompts)
@@ -98,7 +110,9 @@ def _decode_routed(
     return answers
 
 
-def _prefill(model: XFusionModel, prompts: list[Sequence]) -> tuple[Tensor, list[DecodeCaches]]:
+def _prefill(
+    model: XFusionModel, prompts: list[Sequence], context_features: Tensor | None
+) -> tuple[Tensor, list[DecodeCaches]]:
     """Runs the prompts: the state of each one's last token [B, D] after the last layer, and every layer's caches.
 
     A throwaway supervised token behind each prompt makes the plan compute all of the prompt's text.
@@ -111,7 +125,8 @@ def _prefill(model: XFusionModel, prompts: list[Sequence]) -> tuple[Tensor, list
     packed = pack(probes)
     plan = model.plan(packed).to(device)
     batch = packed.to(device)
-    prefilled = model.prefill(batch, plan, keep_text=True)
+    features = None if context_features is None else context_features.to(device)
+    prefilled = model.prefill(batch, plan, context_features=features, keep_text=True)
     assert prefilled.live is not None
     assert plan.live_groups is not None
     assert plan.live_text_groups is not None

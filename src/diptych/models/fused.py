@@ -58,11 +58,13 @@ class FusedXFusion(nn.Module):
         frozen: FrozenText | None = None,
         *,
         context_t: Tensor | None = None,
+        context_features: Tensor | None = None,
         keep_text: bool = False,
     ) -> FusedPrefilled:
         """Runs clean images and live text through the layers. `frozen`: given states; None: from `text_states`.
 
         context_t [Ic]: times that the context images, in their order, are noised to; None: they are clean.
+        context_features [Ic, patches, F]: of a tower that reads features.
         """
         del keep_text  # kept anyway
         frozen = self.text_states.gather(batch, plan) if frozen is None else frozen
@@ -77,8 +79,7 @@ class FusedXFusion(nn.Module):
         image = time = None
         if plan.context.numel():
             latents = batch.images[~batch.image_is_target]
-            times = torch.zeros(len(latents), device=latents.device) if context_t is None else context_t
-            image, time = vision.embed(latents, times)
+            image, time = vision.embed_context(latents, context_t, context_features)
         dtype = frozen.live.dtype
         ropes = [
             (text.rope(positions[rows], dtype), vision.rope(positions[rows], dtype))
@@ -150,9 +151,12 @@ class FusedXFusion(nn.Module):
         frozen: FrozenText | None = None,
         *,
         context_t: Tensor | None = None,
+        context_features: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Velocity of target images [It, C, h, w], logits at supervised tokens [.., vocabulary]; None where absent."""
-        out = self.outputs(batch, plan, noised, t, frozen, context_t=context_t)
+        out = self.outputs(
+            batch, plan, noised, t, frozen, context_t=context_t, context_features=context_features
+        )
         return out.velocity, out.logits
 
     def outputs(
@@ -164,9 +168,10 @@ class FusedXFusion(nn.Module):
         frozen: FrozenText | None = None,
         *,
         context_t: Tensor | None = None,
+        context_features: Tensor | None = None,
     ) -> Outputs:
         """What `forward` gives, and the image states that are aligned."""
-        prefilled = self.prefill(batch, plan, frozen, context_t=context_t)
+        prefilled = self.prefill(batch, plan, frozen, context_t=context_t, context_features=context_features)
         velocity = logits = aligned = None
         if plan.target.numel():
             velocity, aligned = self._denoise(noised, t, batch, plan, prefilled)

@@ -68,11 +68,13 @@ class XFusion(nn.Module):
         frozen: FrozenText | None = None,
         *,
         context_t: Tensor | None = None,
+        context_features: Tensor | None = None,
         keep_text: bool = False,
     ) -> Prefilled:
         """Runs clean images and live text through the layers. `frozen`: given states; None: from `text_states`.
 
         context_t [Ic]: times that the context images, in their order, are noised to; None: they are clean.
+        context_features [Ic, patches, F]: of a tower that reads features.
         """
         frozen = self.text_states.gather(batch, plan) if frozen is None else frozen
         vision, text = self.vision_tower, self.text_tower
@@ -85,8 +87,7 @@ class XFusion(nn.Module):
         image = time = image_rope = None
         if plan.context.numel():
             latents = batch.images[~batch.image_is_target]
-            times = torch.zeros(len(latents), device=latents.device) if context_t is None else context_t
-            image, time = vision.embed(latents, times)
+            image, time = vision.embed_context(latents, context_t, context_features)
             image_rope = vision.rope(positions[plan.context], image.dtype)
         read_text = torch.cat((plan.prefix, plan.live[plan.live_read]))
         read_rope = vision.rope(positions[read_text], dtype)
@@ -156,9 +157,12 @@ class XFusion(nn.Module):
         frozen: FrozenText | None = None,
         *,
         context_t: Tensor | None = None,
+        context_features: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Velocity of target images [It, C, h, w], logits at supervised tokens [.., vocabulary]; None where absent."""
-        out = self.outputs(batch, plan, noised, t, frozen, context_t=context_t)
+        out = self.outputs(
+            batch, plan, noised, t, frozen, context_t=context_t, context_features=context_features
+        )
         return out.velocity, out.logits
 
     def outputs(
@@ -170,9 +174,10 @@ class XFusion(nn.Module):
         frozen: FrozenText | None = None,
         *,
         context_t: Tensor | None = None,
+        context_features: Tensor | None = None,
     ) -> Outputs:
         """What `forward` gives, and the image states that are aligned."""
-        prefilled = self.prefill(batch, plan, frozen, context_t=context_t)
+        prefilled = self.prefill(batch, plan, frozen, context_t=context_t, context_features=context_features)
         velocity = logits = aligned = None
         if plan.target.numel():
             velocity, aligned = self._denoise(noised, t, batch, plan, prefilled)

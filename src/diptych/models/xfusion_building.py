@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.backbones.skeletons import build_encoder_skeleton
-from diptych.config import Recipe
+from diptych.config import AlignmentConfig, ImageInputConfig, Recipe
 from diptych.data.tensor_cache import TensorCache
 from diptych.models.fused import FusedXFusion
 from diptych.models.text_states import TextStates
@@ -31,6 +31,7 @@ def build_xfusion(
     cache_dir: where frozen text states are kept; None: computed anew for every batch.
     Raises ValueError for a family that cannot be routed, layers that do not exist, and sizes that do not divide.
     """
+    assert recipe.vision_tower.match is None, "match_widths comes first (models/accounts/width_matching.py)"
     text_tower = TextTower(language_model)
     config, tower = language_model.config, recipe.vision_tower
     layers = tower.layers if tower.layers is not None else tuple(range(text_tower.num_layers))
@@ -80,12 +81,11 @@ def build_xfusion(
         x_fuse=tower.x_fuse,
         head_dim=head_dim,
     )
+    if recipe.image_input is not None:
+        vision_tower.read_features(_feature_dim(recipe.image_input))
     if recipe.alignment is not None:
         wanted = recipe.alignment
-        encoder = build_encoder_skeleton(
-            wanted.image_encoder, layer=wanted.encoder_layer, image_size=wanted.encoder_image_size
-        )
-        vision_tower.align(wanted.layer, encoder.feature_dim, projector=wanted.projector)
+        vision_tower.align(wanted.layer, _feature_dim(wanted), projector=wanted.projector)
     cache = None
     if cache_dir is not None:
         cache = TensorCache(
@@ -93,3 +93,10 @@ def build_xfusion(
         )
     kind = FusedXFusion if vision_tower.is_fused else XFusion
     return kind(text_tower, vision_tower, TextStates(text_tower, layers, cache))
+
+
+def _feature_dim(wanted: AlignmentConfig | ImageInputConfig) -> int:
+    encoder = build_encoder_skeleton(
+        wanted.image_encoder, layer=wanted.encoder_layer, image_size=wanted.encoder_image_size
+    )
+    return encoder.feature_dim

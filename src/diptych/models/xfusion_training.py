@@ -35,8 +35,9 @@ NUM_PROMPTS_MEASURED = 256
 class XFusionBatch:
     """A packed batch with its routing plan, and the noise [It, C, h, w] and times [It] of its target images.
 
-    context_t [Ic]: times that its context images are noised to; empty where they are clean. features [I, n, F]: of all
-    its images, by the encoder that the tower is aligned to; empty without alignment.
+    context_t [Ic]: times that its context images are noised to; empty where they are clean. context_features
+    [Ic, n, F]: of context images, where the tower reads features. features [I, n, F]: of all its images, by the encoder
+    that the tower is aligned to. Empty where there are none.
     """
 
     batch: Batch
@@ -44,6 +45,7 @@ class XFusionBatch:
     noise: Tensor
     t: Tensor
     context_t: Tensor
+    context_features: Tensor
     features: Tensor
 
     def to(self, device: torch.device | str) -> XFusionBatch:
@@ -69,7 +71,12 @@ class XFusionTraining(nn.Module):
             self.loss_weights["align"] = recipe.alignment.weight
             self.features = _aligned_features(recipe.alignment, morph, encoder)
             self.features.prepare(images)
-        self._streams: dict[tuple[int, int, bool], Stream] = {}
+        self.read_features = None
+        if morph.encoder is not None:
+            num_patches = morph.model.vision_tower.embedder.num_patches
+            self.read_features = image_features(morph.encoder, num_patches, cache_dir=morph.cache_dir)
+            self.read_features.prepare(images)
+        self._streams: dict[tuple[int, int, bool, bool], Stream] = {}
         self._standardise_text()
 
     @torch.no_grad()
@@ -91,16 +98,22 @@ class XFusionTraining(nn.Module):
 
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> XFusionBatch:
         objective = self.recipe.objective
-        streams, noise, times, context_times, features = [], [], [], [], []
+        streams, noise, times, context_times, features, read_features = [], [], [], [], [], []
         for draw, source, index in picks:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
-            dropped = torch.rand((), generator=generator).item() < objective.text_cond_dropout_prob
-            stream = self._stream(source, index, dropped and self._draws(source, index))
+            without_images, without_text = False, False
+            if self._draws(source, index):
+                drawn = torch.rand((), generator=generator).item()
+                without_images = drawn < objective.image_cond_dropout_prob
+                without_text = drawn < objective.image_cond_dropout_prob + objective.text_cond_dropout_prob
+            stream = self._stream(source, index, without_text, without_images)
             if self.features is not None:
                 features += [self.features.load(span.source) for span in stream.images]
+            if self.read_features is not None:
+                read_features += [self.read_features.load(i.source) for i in stream.images if not i.is_target]
             if objective.context_noise:
-                stream, drawn = _noise_context(stream, objective, generator)
-                context_times += drawn
+                stream, noised_to = _noise_context(stream, objective, generator)
+                context_times += noised_to
             streams.append(replace(stream, draw=draw))
             for span in stream.images:
                 if span.is_target:
@@ -121,6 +134,7 @@ class XFusionTraining(nn.Module):
             noise=torch.stack(noise) if noise else empty,
             t=torch.cat(times) if times else empty,
             context_t=torch.stack(context_times) if context_times else empty,
+            context_features=torch.stack(read_features) if read_features else empty,
             features=torch.stack(features) if features else empty,
         )
 
@@ -138,7 +152,8 @@ class XFusionTraining(nn.Module):
             noised = add_noise(data, batch.noise, batch.t, schedule=path.schedule)
             target = prediction_target(data, batch.noise, batch.t, prediction=path.prediction, schedule=path.schedule)
         context_t = batch.context_t if batch.context_t.numel() else None
-        out = self.model.outputs(packed, plan, noised, batch.t, context_t=context_t)
+        read = batch.context_features if batch.context_features.numel() else None
+        out = self.model.outputs(packed, plan, noised, batch.t, context_t=context_t, context_features=read)
         velocity, logits = out.velocity, out.logits
         zero = torch.zeros((), device=packed.token_ids.device)
         flow = zero if velocity is None else (velocity.float() - target).square().sum()
@@ -190,8 +205,8 @@ class XFusionTraining(nn.Module):
         messages = self.sources[source][index].messages
         return any(isinstance(part, int) for m in messages if m.role == "assistant" for part in m.parts)
 
-    def _stream(self, source: int, index: int, unconditional: bool) -> Stream:
-        key = (source, index, unconditional)
+    def _stream(self, source: int, index: int, without_text: bool, without_images: bool) -> Stream:
+        key = (source, index, without_text, without_images)
         if key not in self._streams:
             with naming_sample(self.recipe.data, source, index):
                 self._streams[key] = build_sequence(
@@ -200,7 +215,8 @@ class XFusionTraining(nn.Module):
                     template=self.recipe.template,
                     load_image=self.latents.load,
                     num_image_tokens=self.model.vision_tower.num_image_tokens,
-                    unconditional=unconditional,
+                    unconditional=without_text,
+                    without_images=without_images,
                     max_length=self.recipe.data.max_length,
                 )
         return self._streams[key]

@@ -23,7 +23,7 @@ EDIT = [("text", 4), ("context", 1), ("text", 6), ("target", 1)]
 def count(model: Any, shapes: list[list[tuple[str, int]]]) -> tuple[float, float, float, dict[str, Any], float]:
     batch = pack(build_streams(shapes, model))
     plan, (noised, t) = model.plan(batch), noise_of(batch)
-    formula = fused_step_flops if isinstance(model, FusedXFusion) else step_flops
+    formula: Any = fused_step_flops if isinstance(model, FusedXFusion) else step_flops
     with FlopCounterMode(display=False) as frozen_counter, sdpa_kernel(SDPBackend.MATH):
         frozen = model.text_states.gather(batch, plan)
     with sdpa_kernel(SDPBackend.MATH):
@@ -67,7 +67,7 @@ def test_formulas_equal_the_counter(shape: list[tuple[str, int]], symmetric: boo
     ids=lambda design: "-".join(design.values()),
 )
 def test_formulas_of_every_design_equal_the_counter(
-    design: dict[str, str], shape: list[tuple[str, int]], symmetric: bool
+    design: dict[str, Any], shape: list[tuple[str, int]], symmetric: bool
 ) -> None:
     if design.get("layer_design") == "single" and not symmetric:
         return

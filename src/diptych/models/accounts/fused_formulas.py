@@ -46,7 +46,7 @@ class Run:
 
 def fused_step_flops(model: FusedXFusion, batch: Batch, plan: RoutingPlan) -> dict[str, Flops]:
     """Forward and backward of one batch by part, frozen text states given (cached)."""
-    total = dict.fromkeys((FROZEN, TRAINED, MAPS, ENDS, HEAD), Flops())
+    total: dict[str, Flops] = {part: Flops() for part in (FROZEN, TRAINED, MAPS, ENDS, HEAD)}
     vision: Any = model.vision_tower
     num_targets = int(batch.image_is_target.sum())
     num_contexts = batch.num_images - num_targets

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from diptych.backbones.skeletons import build_autoencoder_skeleton, build_language_skeleton
 from diptych.config import Recipe
 from diptych.distributed import compute_device, resolve_dtype
-from diptych.models.accounts.first_streams import find_tokenizer, first_streams
+from diptych.models.accounts.first_streams import FirstStreams, find_tokenizer, first_streams
 from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
 from diptych.models.accounts.fused_formulas import FROZEN, MAPS, TRAINED, fused_step_flops
 from diptych.models.accounts.meta_counting import count_parameters
@@ -18,16 +20,18 @@ from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
 
 
-def account_xfusion(recipe: Recipe) -> RunAccount:
-    """See `account_recipe`."""
-    language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
+def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams | None = None) -> RunAccount:
+    """See `account_recipe`. `language`: a skeleton that is at hand; `first`: sequences, of as many image tokens."""
+    if language is None:
+        language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
     autoencoder = build_autoencoder_skeleton(recipe.autoencoder)
     channels, downsampling = autoencoder.latent_channels, autoencoder.downsampling
     with torch.device("meta"):
         model = build_xfusion(recipe, language, latent_channels=channels, downsampling=downsampling)
     vision = model.vision_tower
-    latent = torch.zeros(channels, recipe.image_size // downsampling, recipe.image_size // downsampling)
-    first = first_streams(recipe, find_tokenizer(recipe), num_image_tokens=vision.num_image_tokens, image=latent)
+    if first is None:
+        latent = torch.zeros(channels, recipe.image_size // downsampling, recipe.image_size // downsampling)
+        first = first_streams(recipe, find_tokenizer(recipe), num_image_tokens=vision.num_image_tokens, image=latent)
     samples_per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     share = samples_per_step / len(first.streams)
     flops: dict[str, Flops] = {}

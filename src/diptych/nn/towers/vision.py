@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.nn.alignment import AlignmentHead
-from diptych.nn.heads import ImageEmbedder, TimeEmbedding, VelocityHead
+from diptych.nn.heads import FeatureEmbedder, ImageEmbedder, TimeEmbedding, VelocityHead
 from diptych.nn.layer_parts import Rope, rotary
 from diptych.nn.towers.dual import VisionBlock
 from diptych.nn.towers.fused import FuseBlock, GatedBlock, ProjectionBlock, SingleBlock
@@ -93,8 +93,18 @@ class VisionTower(nn.Module):
         sizes = {"width": hidden_size, "text_width": text_width, "adaln": adaln}
         self.blocks = nn.ModuleList(self._build_block(module, **sizes) for module in modules)
         self.head = VelocityHead(self.embedder, width=self.width, adaln=adaln)
+        self.feature_embedder: FeatureEmbedder | None = None
         self.alignment: AlignmentHead | None = None
         self.aligned_block: int | None = None
+
+    def read_features(self, feature_dim: int) -> None:
+        """From now on images that are read come as features (`embed_context`)."""
+        self.feature_embedder = FeatureEmbedder(
+            feature_dim,
+            num_patches=self.embedder.num_patches,
+            width=self.width,
+            boundary_tokens=self.embedder.boundary is not None,
+        )
 
     def align(self, layer: int, feature_dim: int, *, projector: str) -> None:
         """Adds a head that reads the block beside a layer of the language model.
@@ -136,10 +146,26 @@ class VisionTower(nn.Module):
         pooled [I, d]: what `pool_text` made of the text before each image; added to its time embedding.
         """
         time = self.time(t) if pooled is None else self.time(t) + pooled
-        tokens = self.embedder(latents)
+        return self._with_time(self.embedder(latents), time)
+
+    def _with_time(self, tokens: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         if not self.adaln:
             tokens = tokens + time[:, None]
         return tokens.flatten(0, 1), time
+
+    def embed_context(
+        self, latents: Tensor, times: Tensor | None = None, features: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images that are read: like `embed`, at times [I] or clean; `features` [I, patches, F] are those of a tower
+        that reads them, in place of the latents. Raises ValueError where they are missing, or not wanted."""
+        if (features is None) != (self.feature_embedder is None):
+            raise ValueError(
+                "this vision tower reads images as " + ("latents" if features is not None else "an encoder's features")
+            )
+        times = torch.zeros(len(latents), device=latents.device) if times is None else times
+        if features is None or self.feature_embedder is None:
+            return self.embed(latents, times)
+        return self._with_time(self.feature_embedder(features), self.time(times))
 
     def standardise_text(self, states: Tensor) -> None:
         """Starts every map of text from the statistics of typical states [K, N, D], one set for each block."""
