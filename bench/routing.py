@@ -19,7 +19,7 @@ from diptych.backbones.tiny_language import build_tiny_language_model
 from diptych.models.text_states import FrozenText, TextStates
 from diptych.models.xfusion import XFusion
 from diptych.nn.towers.text import TextTower
-from diptych.nn.towers.vision import VisionTower
+from diptych.nn.towers.vision_tower import VisionTower
 from diptych.nn.visibility import build_plan
 from diptych.sequence import IGNORE_INDEX, ImageSpan, Sequence, TextSpan, pack
 from paired import count_flops, measure_ratio, print_table

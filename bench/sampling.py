@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diptych.config import ObjectiveConfig
 from diptych.models.drawing import draw_latents
 from diptych.models.xfusion import XFusion
 from diptych.sequence import ImageSpan, Sequence, TextSpan, pack
+from diptych.settings import ObjectiveConfig
 from paired import count_flops, measure_ratio, print_table
 from routing import CHANNELS, build_model
 
@@ -121,9 +121,7 @@ def main() -> None:
                 f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})",
             ]
         )
-    print_table(
-        "Sampling, two threads", ["ratio", "formula", "FLOPs", "goal, time", "time, median (quartiles)"], rows
-    )
+    print_table("Sampling, two threads", ["ratio", "formula", "FLOPs", "goal, time", "time, median (quartiles)"], rows)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from diptych.models.text_states import TextStates
 from diptych.models.xfusion import XFusion
 from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.towers.text import TextTower
-from diptych.nn.towers.vision import VisionTower
+from diptych.nn.towers.vision_tower import VisionTower
 from diptych.nn.visibility import RoutingPlan, build_plan
 from diptych.sequence import Batch, ImageSpan, Sequence, TextSpan, pack
 

@@ -13,7 +13,7 @@ from diptych.backbones.autoencoder import load_image_space
 from diptych.backbones.language import LanguageModel, load_language_model
 from diptych.backbones.skeletons import read_language_config
 from diptych.backbones.vision import load_image_encoder
-from diptych.config import Recipe
+from diptych.config import Recipe, build_recipe
 from diptych.distributed import compute_device
 from diptych.models.generate import Morph
 from diptych.models.morph_files import (
@@ -29,6 +29,7 @@ from diptych.models.morph_files import (
 )
 from diptych.models.xfusion_building import build_xfusion
 from diptych.nn.layer_parts import check_routable
+from diptych.nn.towers.vision_tower import VisionTower
 
 
 def build_morph(
@@ -64,6 +65,9 @@ def build_morph(
         language_hash=language.hash,
         cache_dir=cache_dir,
     )
+    if recipe.vision_tower.init_from is not None:
+        hashes = {"language_model": language.hash, "autoencoder": autoencoder.hash}
+        _start_from(model.vision_tower, find_morph(recipe.vision_tower.init_from), hashes)
     device = compute_device()
     language.model.to(device)
     autoencoder.to(device)
@@ -73,6 +77,17 @@ def build_morph(
     return Morph(
         model=model, language=language, autoencoder=autoencoder, encoder=encoder, recipe=recipe, cache_dir=cache_dir
     )
+
+
+def _start_from(tower: VisionTower, folder: Path, hashes: dict[str, str]) -> None:
+    config = read_config(folder / CONFIG)
+    earlier = build_recipe(config["recipe"], origin=str(folder / CONFIG))
+    if earlier.method != "xfusion":
+        raise ValueError(f"vision_tower.init_from {folder} is of method {earlier.method}; give a morph of xfusion")
+    wanted = {part: config["hashes"][part] for part in hashes}
+    names = {"language_model": earlier.language_model, "autoencoder": earlier.autoencoder}
+    check_hashes(folder, wanted, hashes, names)
+    load_tensors(dict(tower.named_parameters()), folder / WEIGHTS, sha256=config["weights_sha256"])
 
 
 def _check_family(recipe: Recipe) -> None:
@@ -116,6 +131,8 @@ def load_morph(
     if pixel_decoder is not None:
         raise ValueError(f"{folder} is of method xfusion, which draws pixels itself; leave out the pixel decoder")
     language = find_language(folder, config, recipe, language_model)
+    tower = recipe.vision_tower.model_copy(update={"init_from": None})
+    recipe = recipe.model_copy(update={"vision_tower": tower})
     morph = build_morph(recipe, language=language, cached=False)
     names = {"language_model": recipe.language_model, "autoencoder": recipe.autoencoder}
     if recipe.image_input is not None:

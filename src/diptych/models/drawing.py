@@ -1,4 +1,4 @@
-"""Images drawn after prompts: whatever does not change from step to step is computed once, and all guidance in one batch."""
+"""Images drawn after prompts: what no step changes is computed once, and all guidance shares a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.config import ObjectiveConfig
 from diptych.data.formats import Message
 from diptych.data.tokenize import drop_images, drop_text
 from diptych.diffusion.path import latest_time, velocity_of
@@ -16,6 +15,7 @@ from diptych.diffusion.sampler import SAMPLERS, guide
 from diptych.models.xfusion_building import XFusionModel
 from diptych.sequence import Sequence as Stream
 from diptych.sequence import pack
+from diptych.settings import ObjectiveConfig
 
 
 def guided_forms(

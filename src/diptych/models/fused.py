@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from diptych.models.text_states import FrozenText, TextStates
 from diptych.models.xfusion import Outputs
-from diptych.nn.towers.fused import FusedBlock, KeyValues, Tokens
+from diptych.nn.towers.fused_blocks import FusedBlock, KeyValues, Tokens
 from diptych.nn.towers.text import TextTower
 from diptych.nn.towers.tower_parts import KeyValue
-from diptych.nn.towers.vision import VisionTower
+from diptych.nn.towers.vision_tower import VisionTower
 from diptych.nn.visibility import RoutingPlan, build_plan
 from diptych.sequence import Batch
 
@@ -154,9 +154,7 @@ class FusedXFusion(nn.Module):
         context_features: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Velocity of target images [It, C, h, w], logits at supervised tokens [.., vocabulary]; None where absent."""
-        out = self.outputs(
-            batch, plan, noised, t, frozen, context_t=context_t, context_features=context_features
-        )
+        out = self.outputs(batch, plan, noised, t, frozen, context_t=context_t, context_features=context_features)
         return out.velocity, out.logits
 
     def outputs(

@@ -93,9 +93,8 @@ class Morph:
         """Answers conversations in batches: a list of text and image parts for each.
 
         generation_mode: auto answers with text where the conversation holds an image, else with images. The noise of
-        image k of a conversation derives from (seed, k) alone, so that batching changes nothing. guidance_scale: towards
-        the text; image_guidance_scale: towards the images of the request, for editing (trained with
-        objective.image_cond_dropout_prob).
+        image k of a conversation derives from (seed, k) alone, so that batching changes nothing. guidance_scale: to the
+        text; image_guidance_scale: to the request's images, for editing (objective.image_cond_dropout_prob).
         Raises ValueError for options out of range and for a conversation without a user turn.
         """
         check_options(
@@ -207,9 +206,7 @@ class Morph:
         if not pixels or self.encoder is None:
             return Request(messages, latents, [])
         _, seen = parse_conversation(conversation, image_size=self.encoder.preprocessing.image_size)
-        features = reduce_tokens(
-            self.encoder.features(torch.stack(seen)), self.model.vision_tower.embedder.num_patches
-        )
+        features = reduce_tokens(self.encoder.features(torch.stack(seen)), self.model.vision_tower.embedder.num_patches)
         return Request(messages, latents, list(features.cpu()))
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from diptych.backbones.skeletons import build_encoder_skeleton
-from diptych.config import AlignmentConfig, ImageInputConfig, Recipe
+from diptych.config import Recipe
 from diptych.data.tensor_cache import TensorCache
 from diptych.models.fused import FusedXFusion
 from diptych.models.text_states import TextStates
 from diptych.models.xfusion import XFusion
 from diptych.nn.towers.text import TextTower
-from diptych.nn.towers.vision import VisionTower
+from diptych.nn.towers.vision_tower import VisionTower
+from diptych.settings import AlignmentConfig, ImageInputConfig
 
 XFusionModel = XFusion | FusedXFusion
 

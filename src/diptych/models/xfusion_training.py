@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from diptych.backbones.vision import load_image_encoder
-from diptych.config import AlignmentConfig, ObjectiveConfig, Recipe
+from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.formats import naming_sample, read_sources
 from diptych.data.tokenize import build_sequence
@@ -27,6 +27,7 @@ from diptych.nn.alignment import alignment_loss
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, ImageSpan, pack
 from diptych.sequence import Sequence as Stream
+from diptych.settings import AlignmentConfig, ObjectiveConfig
 
 NUM_PROMPTS_MEASURED = 256
 
@@ -77,7 +78,8 @@ class XFusionTraining(nn.Module):
             self.read_features = image_features(morph.encoder, num_patches, cache_dir=morph.cache_dir)
             self.read_features.prepare(images)
         self._streams: dict[tuple[int, int, bool, bool], Stream] = {}
-        self._standardise_text()
+        if recipe.vision_tower.init_from is None:
+            self._standardise_text()
 
     @torch.no_grad()
     def _standardise_text(self) -> None:

@@ -15,7 +15,12 @@ from diptych.models.accounts.xfusion_account import account_xfusion
 
 @pytest.fixture
 def language_folder(tmp_path: Path) -> str:
-    sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 640,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     LlamaConfig(vocab_size=300, num_hidden_layers=2, **sizes).save_pretrained(tmp_path)
     return str(tmp_path)
 

@@ -44,7 +44,7 @@ def cell_box(column: int, row: int, *, cells: int) -> tuple[float, float, float,
 
 
 def scatter(names: Sequence[str], pictures: Sequence[Image.Image], chance: random.Random) -> list[Placed]:
-    """One to four things, each in a quarter of its own, of 35% to 50% of the scene's side and anywhere in the quarter."""
+    """One to four things, each in a quarter of its own, 35% to 50% of the scene wide, anywhere in it."""
     quarters = chance.sample([(0, 0), (1, 0), (0, 1), (1, 1)], len(names))
     placed = []
     for name, picture, (column, row) in zip(names, pictures, quarters, strict=True):

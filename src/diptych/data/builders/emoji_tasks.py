@@ -1,7 +1,7 @@
-"""Tasks on emoji beyond drawing and naming (X-Fusion section 5): editing, painting, localisation, questions on scenes.
+"""Tasks on emoji beyond drawing and naming (X-Fusion section 5): editing, painting, localisation, questions.
 
-Everything is made from a built emoji set, so that each right answer is known. Every sample has one picture and words in,
-and a picture or words out. A tenth of the concepts never stands in a training file.
+Everything is made from a built emoji set, so that each right answer is known. Every sample has one picture and words
+in, and a picture or words out. A tenth of the concepts never stands in a training file.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def build_emoji_tasks(
             },
             num_samples=counts,
             splits={f"{prefix}_{task}.jsonl": text for prefix in PREFIXES for task, text in TASKS.items()},
-            licences=tuple(replace(licence, used_for=f"{licence.used_for}; changed here") for licence in parent.licences),
+            licences=tuple(
+                replace(licence, used_for=f"{licence.used_for}; changed here") for licence in parent.licences
+            ),
         )
         write_card(folder, card)
     return BuiltSet(out, card, is_new=True)

@@ -1,4 +1,4 @@
-"""FLOPs of one step in the layer designs of nn/towers/fused.py, part by part, from sizes alone.
+"""FLOPs of one step in the layer designs of nn/towers/fused_blocks.py, part by part, from sizes alone.
 
 A pass is one layer over runs of tokens (`Run`): keys and values of all, queries and MLP of those that have groups. What
 a token costs is said in flop_formulas.py.
@@ -21,7 +21,7 @@ from diptych.models.accounts.flop_formulas import (
 from diptych.models.accounts.run_account import Flops
 from diptych.models.fused import FusedXFusion
 from diptych.nn.attention import Groups
-from diptych.nn.towers.fused import FuseBlock, GatedBlock
+from diptych.nn.towers.fused_blocks import FuseBlock, GatedBlock
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch
 

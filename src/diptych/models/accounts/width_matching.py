@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from diptych.backbones.skeletons import build_autoencoder_skeleton, build_language_skeleton
-from diptych.config import Recipe, VisionTowerConfig
+from diptych.config import Recipe
 from diptych.models.accounts.first_streams import find_tokenizer, first_streams
 from diptych.models.accounts.xfusion_account import account_xfusion
 from diptych.nn.heads import image_tokens
+from diptych.settings import VisionTowerConfig
 
 STEP = 8
 """Of intermediate_size: kernels like multiples of it."""

@@ -12,7 +12,7 @@ from diptych.nn.alignment import AlignmentHead
 from diptych.nn.heads import FeatureEmbedder, ImageEmbedder, TimeEmbedding, VelocityHead
 from diptych.nn.layer_parts import Rope, rotary
 from diptych.nn.towers.dual import VisionBlock
-from diptych.nn.towers.fused import FuseBlock, GatedBlock, ProjectionBlock, SingleBlock
+from diptych.nn.towers.fused_blocks import FuseBlock, GatedBlock, ProjectionBlock, SingleBlock
 from diptych.nn.towers.tower_parts import WidthMap
 
 LayerDesign = Literal["dual", "single", "gated", "projection"]
@@ -23,7 +23,7 @@ FUSED_BLOCKS: dict[str, Any] = {"single": SingleBlock, "gated": GatedBlock, "pro
 class VisionTower(nn.Module):
     """Image embedder, blocks beside `layers` of the language model, velocity head.
 
-    `width`: of image states between the layers. `is_fused`: whether its blocks are those of fused.py.
+    `width`: of image states between the layers. `is_fused`: whether its blocks are those of fused_blocks.py.
     """
 
     def __init__(
