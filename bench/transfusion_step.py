@@ -31,7 +31,7 @@ VOCABULARY = 256
 
 def build_theirs() -> Any:
     try:
-        from transfusion_pytorch import Transfusion
+        from transfusion_pytorch import Transfusion  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise SystemExit(f"{error}: install transfusion-pytorch to measure against it (see above)") from None
     torch.manual_seed(0)

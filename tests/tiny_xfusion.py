@@ -82,7 +82,7 @@ def build_xfusion(
     if layer_design == "projection":  # heads as the language model's
         narrow |= {name: getattr(config, name) for name in names[2:]}
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    widths = {name: getattr(config, name) for name in names} if symmetric else narrow
+    widths: Any = {name: getattr(config, name) for name in names} if symmetric else narrow
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vision_tower = VisionTower(

@@ -36,6 +36,11 @@ class VisionTowerConfig(Settings):
     )
     boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
     init_from: str | None = Field(default=None, description="morph whose vision tower is trained on")
+    diffusion_transformer: str | None = Field(
+        default=None,
+        description="pretrained DiT or SD3 transformer (diffusers; folder or id) that the tower is made of, one block "
+        "beside each of `layers`",
+    )
     match: Literal["parameters", "compute"] | None = Field(
         default=None, description="choose the widths so that this tower costs what `match_to` does"
     )
@@ -65,6 +70,16 @@ class VisionTowerConfig(Settings):
             raise ValueError(f"vision_tower.layers: design {self.layer_design} acts at every layer; leave it out")
         sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
         given = [name for name in sizes if getattr(self, name) is not None]
+        if self.diffusion_transformer is not None:
+            if given or self.match is not None:
+                raise ValueError(
+                    f"vision_tower.{given[0] if given else 'match'}: a diffusion transformer has its own widths; "
+                    "leave it out"
+                )
+            if self.layer_design != "dual" or self.time_conditioning != "adaln":
+                raise ValueError(
+                    "vision_tower.diffusion_transformer needs layer_design: dual and time_conditioning: adaln"
+                )
         if given and self.layer_design == "single":
             raise ValueError(f"vision_tower.{given[0]}: the single tower is the language model itself; leave it out")
         heads = [name for name in given if name.endswith("heads")]

@@ -35,13 +35,16 @@ class Morph:
         autoencoder: Any,
         recipe: Recipe,
         encoder: Any = None,
+        transformer_config: dict[str, Any] | None = None,
         cache_dir: Path | None = None,
     ) -> None:
-        """`encoder`: of a tower that reads images as features."""
+        """`encoder`: of a tower that reads images as features; `transformer_config`: of one made of a diffusion
+        transformer."""
         self.model = model
         self.language = language
         self.autoencoder = autoencoder
         self.encoder = encoder
+        self.transformer_config = transformer_config
         self.recipe = recipe
         self.cache_dir = cache_dir
 

@@ -11,9 +11,10 @@ from diptych.data.tensor_cache import TensorCache
 from diptych.models.fused import FusedXFusion
 from diptych.models.text_states import TextStates
 from diptych.models.xfusion import XFusion
+from diptych.nn.towers.diffusion_layers import PretrainedTower
 from diptych.nn.towers.text import TextTower
 from diptych.nn.towers.vision_tower import VisionTower
-from diptych.settings import AlignmentConfig, ImageInputConfig
+from diptych.settings import AlignmentConfig, ImageInputConfig, VisionTowerConfig
 
 XFusionModel = XFusion | FusedXFusion
 
@@ -26,9 +27,11 @@ def build_xfusion(
     downsampling: int,
     language_hash: str = "",
     cache_dir: Path | None = None,
+    pretrained: PretrainedTower | None = None,
 ) -> XFusionModel:
     """Builds the model around a frozen language model. Widths that the recipe leaves out are the language model's.
 
+    pretrained: the diffusion transformer that the recipe names, taken apart; it has its own widths.
     cache_dir: where frozen text states are kept; None: computed anew for every batch.
     Raises ValueError for a family that cannot be routed, layers that do not exist, and sizes that do not divide.
     """
@@ -46,6 +49,8 @@ def build_xfusion(
             f"image_size {recipe.image_size} is not a multiple of {downsampling * tower.patch_size} "
             f"(the autoencoder's {downsampling} times vision_tower.patch_size {tower.patch_size})"
         )
+    if pretrained is not None:
+        _check_pretrained(pretrained, tower, num_layers=len(layers), latent_channels=latent_channels)
     hidden = tower.hidden_size or config.hidden_size
     symmetric = hidden == config.hidden_size and not (
         tower.intermediate_size or tower.num_attention_heads or tower.num_key_value_heads
@@ -64,6 +69,10 @@ def build_xfusion(
             f"vision_tower.hidden_size {hidden} must be an even multiple of num_attention_heads {heads}, and the heads "
             f"a multiple of num_key_value_heads {key_value_heads}"
         )
+    intermediate = tower.intermediate_size or (config.intermediate_size if symmetric else 4 * hidden)
+    if pretrained is not None:
+        symmetric, hidden, intermediate = False, pretrained.width, pretrained.mlp_width
+        heads = key_value_heads = pretrained.num_heads
     vision_tower = VisionTower(
         language_model,
         layers=layers,
@@ -71,7 +80,7 @@ def build_xfusion(
         latent_size=recipe.image_size // downsampling,
         patch_size=tower.patch_size,
         hidden_size=hidden,
-        intermediate_size=tower.intermediate_size or (config.intermediate_size if symmetric else 4 * hidden),
+        intermediate_size=intermediate,
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         adaln=tower.time_conditioning == "adaln",
@@ -81,6 +90,7 @@ def build_xfusion(
         layer_design=tower.layer_design,
         x_fuse=tower.x_fuse,
         head_dim=head_dim,
+        pretrained=pretrained,
     )
     if recipe.image_input is not None:
         vision_tower.read_features(_feature_dim(recipe.image_input))
@@ -94,6 +104,18 @@ def build_xfusion(
         )
     kind = FusedXFusion if vision_tower.is_fused else XFusion
     return kind(text_tower, vision_tower, TextStates(text_tower, layers, cache))
+
+
+def _check_pretrained(
+    pretrained: PretrainedTower, tower: VisionTowerConfig, *, num_layers: int, latent_channels: int
+) -> None:
+    for what, own, wanted in (
+        ("blocks, so vision_tower.layers must name as many layers", len(pretrained.layers), num_layers),
+        ("latent channels, as the autoencoder must have", pretrained.latent_channels, latent_channels),
+        ("pixels of latent to a patch: set vision_tower.patch_size", pretrained.patch_size, tower.patch_size),
+    ):
+        if own != wanted:
+            raise ValueError(f"diffusion transformer {tower.diffusion_transformer!r} has {own} {what}; got {wanted}")
 
 
 def _feature_dim(wanted: AlignmentConfig | ImageInputConfig) -> int:

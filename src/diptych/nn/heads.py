@@ -115,7 +115,7 @@ class VelocityHead(nn.Module):
         self.channels, self.size = embedder.latent_channels, embedder.latent_size
         self.patch_size, self.num_patches = embedder.patch_size, embedder.num_patches
         self.num_tokens = embedder.num_tokens
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm: nn.Module = nn.RMSNorm(width, eps=1e-6)
         self.modulation = nn.Linear(width, 2 * width) if adaln else None
         self.linear = nn.Linear(width, embedder.patch_width)
         for module in (self.modulation, self.linear):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from diptych.backbones.diffusion_transformer import build_transformer_skeleton, read_transformer_config
 from diptych.backbones.skeletons import build_autoencoder_skeleton, build_language_skeleton
 from diptych.config import Recipe
 from diptych.distributed import compute_device, resolve_dtype
@@ -26,8 +27,14 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
         language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
     autoencoder = build_autoencoder_skeleton(recipe.autoencoder)
     channels, downsampling = autoencoder.latent_channels, autoencoder.downsampling
+    pretrained = None
+    if (name := recipe.vision_tower.diffusion_transformer) is not None:
+        size = recipe.image_size // downsampling
+        pretrained = build_transformer_skeleton(read_transformer_config(name), latent_size=size)
     with torch.device("meta"):
-        model = build_xfusion(recipe, language, latent_channels=channels, downsampling=downsampling)
+        model = build_xfusion(
+            recipe, language, latent_channels=channels, downsampling=downsampling, pretrained=pretrained
+        )
     vision = model.vision_tower
     if first is None:
         latent = torch.zeros(channels, recipe.image_size // downsampling, recipe.image_size // downsampling)

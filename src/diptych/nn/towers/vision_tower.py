@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diptych.nn.alignment import AlignmentHead
 from diptych.nn.heads import FeatureEmbedder, ImageEmbedder, TimeEmbedding, VelocityHead
 from diptych.nn.layer_parts import Rope, rotary
+from diptych.nn.towers.diffusion_layers import PretrainedTower
 from diptych.nn.towers.dual import VisionBlock
 from diptych.nn.towers.fused_blocks import FuseBlock, GatedBlock, ProjectionBlock, SingleBlock
 from diptych.nn.towers.tower_parts import WidthMap
@@ -45,7 +46,9 @@ class VisionTower(nn.Module):
         layer_design: LayerDesign = "dual",
         x_fuse: Fusing = "none",
         head_dim: int | None = None,
+        pretrained: PretrainedTower | None = None,
     ) -> None:
+        """`pretrained`: a diffusion transformer whose layers, embedder, time and head these are to be."""
         super().__init__()
         source = language_model.model.layers
         text_width = int(language_model.config.hidden_size)
@@ -64,7 +67,10 @@ class VisionTower(nn.Module):
             num_key_value_heads=num_key_value_heads,
             head_dim=head_dim or hidden_size // num_attention_heads,
         )
-        if layer_design == "single":
+        if pretrained is not None:
+            modules = list(pretrained.layers)
+            rotary_class, rotary_config = type(language_model.model.rotary_emb), config
+        elif layer_design == "single":
             modules = [source[index] for index in layers]
             for module in modules:
                 module.requires_grad_(True)
@@ -93,9 +99,27 @@ class VisionTower(nn.Module):
         sizes = {"width": hidden_size, "text_width": text_width, "adaln": adaln}
         self.blocks = nn.ModuleList(self._build_block(module, **sizes) for module in modules)
         self.head = VelocityHead(self.embedder, width=self.width, adaln=adaln)
+        if pretrained is not None:
+            self._take_over(pretrained)
         self.feature_embedder: FeatureEmbedder | None = None
         self.alignment: AlignmentHead | None = None
         self.aligned_block: int | None = None
+
+    @torch.no_grad()
+    def _take_over(self, pretrained: PretrainedTower) -> None:
+        self.time = pretrained.time
+        self.head.norm = nn.LayerNorm(self.width, eps=1e-6, elementwise_affine=False)
+        blocks: Any = self.blocks
+        pairs: list[tuple[Any, Any]] = [
+            (self.embedder.linear, pretrained.patch),
+            (self.head.linear, pretrained.head),
+            (self.head.modulation, pretrained.head_modulation),
+        ]
+        pairs += [(block.modulation.linear, own) for block, own in zip(blocks, pretrained.modulations, strict=True)]
+        for linear, own in pairs:
+            linear.weight.copy_(own.weight)
+            linear.bias.copy_(own.bias)
+        self.embedder.position.copy_(pretrained.position)
 
     def read_features(self, feature_dim: int) -> None:
         """From now on images that are read come as features (`embed_context`)."""
