@@ -62,9 +62,10 @@ def score_tasks(
             name = f"{task}, {kind}"
             means[f"{name}: PSNR"] = _psnr(drawn[rows], answers[rows]), _psnr(shown[rows], answers[rows])
             if task == "edit":
-                features = [embed_images(encoder, images[rows]) for images in (drawn, answers)]
-                ranks = retrieval_ranks(*features, targets=range(len(rows)))
-                shares[f"{name}: right answer first"] = retrieval_score(ranks, top=1, gallery_size=len(rows))
+                gallery, targets = _distinct(answers[rows])
+                features = [embed_images(encoder, images) for images in (drawn[rows], gallery)]
+                ranks = retrieval_ranks(*features, targets=targets)
+                shares[f"{name}: right answer first"] = retrieval_score(ranks, top=1, gallery_size=len(gallery))
                 gap_before = (drawn[rows] - shown[rows]).square().mean(dim=(1, 2, 3))
                 gap_after = (drawn[rows] - answers[rows]).square().mean(dim=(1, 2, 3))
                 shares[f"{name}: made"] = share((gap_after < gap_before).tolist(), chance=0.5)
@@ -129,6 +130,13 @@ def _words(sample: Sample) -> str:
 
 def _load(data: Path, samples: Sequence[Sample], number: int, size: int) -> Tensor:
     return torch.stack([image_to_tensor(open_image(data / sample.images[number]), size) for sample in samples])
+
+
+def _distinct(images: Tensor) -> tuple[Tensor, list[int]]:
+    """Images without repeats, and where each of the given ones is among them."""
+    places: dict[bytes, int] = {}
+    targets = [places.setdefault(image.numpy().tobytes(), len(places)) for image in images]
+    return torch.stack([images[targets.index(place)] for place in range(len(places))]), targets
 
 
 def _psnr(images: Tensor, real: Tensor) -> float:

@@ -56,11 +56,12 @@ def tower_states(morph: Any, images: Tensor, *, noise: float = 0.0, seed: int = 
 
         return hook
 
+    prefilled = model.prefill(batch, plan)
     handles = [
         block.register_forward_hook(keep(layer)) for layer, block in zip(tower.layers, tower.blocks, strict=True)
     ]
     try:
-        model.denoise(noised, t, batch, plan, model.prefill(batch, plan))
+        model.denoise(noised, t, batch, plan, prefilled)
     finally:
         for handle in handles:
             handle.remove()
