@@ -88,7 +88,7 @@ def test_a_misspelt_key_is_one_line_that_names_the_right_one(tmp_path: Path) -> 
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert "did you mean 'learning_rate'?" in done.stderr
+    assert "did you mean 'train.learning_rate'?" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -66,11 +66,11 @@ def test_there_are_recipes() -> None:
     ("misspelt", "right"),
     [
         ({"languagemodel": "x"}, "language_model"),
-        ({"train": {"learning_rat": 1.0}}, "learning_rate"),
-        ({"train": {"leraning_rate": 1.0}}, "learning_rate"),
-        ({"vision_tower": {"hidden_sise": 3}}, "hidden_size"),
-        ({"objective": {"flow_wieght": 1.0}}, "flow_weight"),
-        ({"data": {"sources": [{"path": "x", "wieght": 1}]}}, "weight"),
+        ({"train": {"learning_rat": 1.0}}, "train.learning_rate"),
+        ({"train": {"leraning_rate": 1.0}}, "train.learning_rate"),
+        ({"vision_tower": {"hidden_sise": 3}}, "vision_tower.hidden_size"),
+        ({"objective": {"flow_wieght": 1.0}}, "objective.flow_weight"),
+        ({"data": {"sources": [{"path": "x", "wieght": 1}]}}, "data.sources.0.weight"),
     ],
 )
 def test_an_unknown_key_is_an_error_that_names_the_right_one(tmp_path: Path, misspelt: Any, right: str) -> None:
@@ -78,6 +78,12 @@ def test_an_unknown_key_is_an_error_that_names_the_right_one(tmp_path: Path, mis
     with pytest.raises(ValueError, match=f"unknown key .*did you mean '{right}'") as caught:
         load_recipe(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_value_of_the_wrong_type_is_shown(tmp_path: Path) -> None:
+    recipe = Path(__file__).parent.parent / "recipes" / "demo.yaml"
+    with pytest.raises(ValueError, match=r"train\.max_steps: .*integer.*, got 'many'"):
+        load_recipe(recipe, ["train.max_steps=many"])
 
 
 def test_an_unknown_key_like_no_other_lists_the_known_ones() -> None:

@@ -55,7 +55,9 @@ def test_each_stage_starts_from_the_morph_of_the_one_before() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_the_stage() -> None:
-    with pytest.raises(ValueError, match=r"stage 'connect': unknown key 'vpit.train_part'; did you mean 'train_parts'"):
+    with pytest.raises(
+        ValueError, match=r"stage 'connect': unknown key 'vpit.train_part'; did you mean 'vpit.train_parts'"
+    ):
         expand_stages(staged(stages=[{"name": "connect", "changes": {"vpit": {"train_part": []}}}]))
     with pytest.raises(ValueError, match="names of their own, got a, a"):
         expand_stages(staged(stages=[{"name": "a"}, {"name": "a"}]))

@@ -170,10 +170,13 @@ def _explain(error: ValidationError, origin: str) -> str:
         name = ".".join(str(part) for part in location) or "recipe"
         if problem["type"] == "extra_forbidden":
             known = _known_keys(location[:-1])
-            near = difflib.get_close_matches(str(location[-1]), known, n=1)
+            group = "".join(f"{part}." for part in location[:-1])
+            near = [group + key for key in difflib.get_close_matches(str(location[-1]), known, n=1)]
             meant = near or _keys_named(str(location[-1]))
             hint = f"did you mean {meant[0]!r}?" if meant else f"known keys: {', '.join(known)}"
             lines.append(f"unknown key {name!r}; {hint}")
         else:
-            lines.append(f"{name}: {problem['msg']}")
+            value = problem["input"]
+            got = f", got {value!r}" if isinstance(value, str | int | float | bool | None) and location else ""
+            lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}{got}")
     return f"{origin}: " + "; ".join(lines)

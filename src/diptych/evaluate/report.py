@@ -101,8 +101,8 @@ class Report:
 def render_report(report: Report) -> str:
     """The page as HTML; images are inside it, and its content policy forbids fetching anything."""
     held_out = paragraph(
-        "Training never showed these concepts in these styles; it showed each of them in the other style. What is "
-        "right here was composed, not remembered."
+        "Training never showed these concepts in these styles; it showed each of them in the other style. "
+        "Whatever is right here was composed, not remembered."
     )
     sections = [
         section("Scores", _scores(report)),

@@ -97,6 +97,10 @@ def _run(
             return exit_code
 
     display.stage("evaluation: every combination of concept and style is drawn and named")
+    if _is_evaluated(out, recipe):
+        display.say("already evaluated; delete scores.json to do it again")
+        print(f"report: {out / 'report.html'}")
+        return 0
     training = json.loads((out / "training.json").read_text(encoding="utf-8"))
     morph = load_morph(out / "morph", language_model=language, trust_remote_code=recipe.trust_remote_code)
     with display.progress() as progress:
@@ -159,6 +163,18 @@ def _is_trained(out: Path, recipe: Recipe) -> bool:
         raise ValueError(f"{out / 'training.json'} is damaged ({error}); delete it and run again") from error
     asked = recipe.model_dump(mode="json")
     return {**trained, "sample": None} == {**asked, "sample": None}
+
+
+def _is_evaluated(out: Path, recipe: Recipe) -> bool:
+    """Whether scores and report of this very morph, drawn with these settings, are there."""
+    if not (out / "report.html").is_file() or not (out / "scores.json").is_file():
+        return False
+    try:
+        scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+        evaluated, drawn_with = scores["hashes"]["morph"], scores["recipe"]["sample"]
+    except (ValueError, KeyError, TypeError):
+        return False  # damaged: written anew
+    return evaluated == hash_folder(out / "morph") and drawn_with == recipe.sample.model_dump(mode="json")
 
 
 def _train(out: Path, recipe: Recipe, display: StageDisplay) -> tuple[int, LanguageModel | None]:

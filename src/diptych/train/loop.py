@@ -113,7 +113,9 @@ class _Run:
         self.first_step = progress.step
         self.saved_step = progress.step if checkpoint is not None else None
         distributed.on_main(self._write_recipe, what=f"writing into output_dir {self.output}")
-        self.display = TrainDisplay(max_steps=config.max_steps, visible=distributed.is_main())
+        self.display = TrainDisplay(
+            max_steps=None if config.max_train_minutes else config.max_steps, visible=distributed.is_main()
+        )
         self.log = TrainLog(self.output / "log.jsonl", resumed_step=progress.step) if distributed.is_main() else None
         if checkpoint is not None:
             self.display.say(f"resuming from {checkpoint.path}")

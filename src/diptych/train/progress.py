@@ -44,8 +44,9 @@ class Pace:
 class TrainDisplay:
     """Shows steps, loss, speed and time left; silent where `visible` is false (every rank but one)."""
 
-    def __init__(self, *, max_steps: int, visible: bool) -> None:
-        self._max_steps = max_steps
+    def __init__(self, *, max_steps: int | None, visible: bool) -> None:
+        """`max_steps`: None where the clock decides."""
+        self._last = "" if max_steps is None else f"/{max_steps}"
         self._visible = visible
         self._bar: Progress | None = None
         if visible and sys.stderr.isatty():
@@ -70,7 +71,7 @@ class TrainDisplay:
             self._bar.update(self._task, text=text)
         else:
             left = format_seconds(seconds_left)
-            print(f"step {row['step']}/{self._max_steps}  {text}  left {left}", file=sys.stderr, flush=True)
+            print(f"step {row['step']}{self._last}  {text}  left {left}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A line that stays."""

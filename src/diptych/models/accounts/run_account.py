@@ -106,12 +106,16 @@ class RunAccount:
         lines += [_row(f"cached {name}", si(size) + "B", per) for name, (size, per) in self.cached.items()]
         seconds = step.total / (rate * SHARE_OF_MATMUL_RATE)
         whole, limit = train.max_steps * seconds, 60 * (train.max_train_minutes or math.inf)
-        ends = f"the recipe ends after {_duration(limit)}" if whole > limit else ""
         kind = f"{str(self.dtype).removeprefix('torch.')} matrix products, {'measured here' if measured else 'given'}"
         lines.append("time")
         lines.append(_row(kind, si(rate) + "F/s", f"of which a step reaches about {SHARE_OF_MATMUL_RATE:.0%}"))
         lines.append(_row("one step", f"{seconds:.3g} s", f"{self.samples_per_step / seconds:.3g} samples per second"))
-        lines.append(_row(f"{train.max_steps} steps", _duration(whole), ends))
+        if whole > limit:
+            lines.append(
+                _row(f"about {limit / seconds:.0f} steps", _duration(limit), "train.max_train_minutes ends it")
+            )
+        else:
+            lines.append(_row(f"{train.max_steps} steps", _duration(whole)))
         return "\n".join(lines)
 
 
