@@ -16,6 +16,7 @@ from diptych.data.contact_sheet import draw_image_grid
 from diptych.models.checkpoint import build_morph
 from diptych.models.method import Method
 from diptych.models.xfusion_training import XFusionTraining
+from diptych.train.optim import build_optimizer
 from tiny_xfusion import FakeAutoencoder, build_language, tiny_recipe
 
 NAMES = ("red", "green", "blue", "white")
@@ -164,6 +165,25 @@ def test_exactly_the_vision_tower_learns_and_the_language_model_keeps_its_bytes(
     assert history[-1]["ce"] < 0.7 * history[0]["ce"]
     assert history[-1]["flow"] < 0.9 * history[0]["flow"]
     assert hash_module(training.morph.language_model) == before
+
+
+def test_frozen_weights_take_no_byte_of_gradients_or_optimiser_state(training: XFusionTraining) -> None:
+    """16 bytes for every trained number (weight, gradient, two moments), 4 for every frozen one, and a step counter."""
+    trained = training.trainable_parameters()
+    optimizer = build_optimizer(trained, training.recipe.train)
+    total = sum((loss.total for loss in training(training.build_batch(PICKS, seed=0)).values()), torch.zeros(()))
+    total.backward()
+    optimizer.step()
+    frozen = list(training.morph.language_model.parameters())
+    numbers = sum(parameter.numel() for parameter in trained.values())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in frozen)
+    gradients = sum(parameter.grad.nbytes for parameter in trained.values() if parameter.grad is not None)
+    moments = sum(tensor.nbytes for state in optimizer.state.values() for tensor in state.values())
+    assert gradients == 4 * numbers
+    assert moments == 8 * numbers + 4 * len(trained)
+    assert sum(parameter.nbytes for parameter in frozen) == 4 * sum(parameter.numel() for parameter in frozen)
+    held = {tensor.data_ptr() for parameter in trained.values() for tensor in (parameter, parameter.grad)}  # type: ignore[union-attr]
+    assert not held & {parameter.data_ptr() for parameter in frozen}
 
 
 def test_text_to_image_never_runs_the_text_tower_after_the_first_epoch(training: XFusionTraining) -> None:
