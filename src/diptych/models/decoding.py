@@ -142,7 +142,9 @@ def _prefill(
         else:
             read = KeyValues(prefilled.plain[layer]) if index is None else prefilled.key_values[index]
         assert read.text is not None
-        vision = None if read.vision is None else _gather(*read.vision, groups, last)
+        vision = None
+        if model.vision_tower.blocks_run_text and read.vision is not None:
+            vision = _gather(*read.vision, groups, last)
         caches.append(DecodeCaches(_gather(*read.text, groups, last), vision))
     return prefilled.live[last], caches
 

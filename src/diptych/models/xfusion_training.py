@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,9 @@ class XFusionTraining(nn.Module):
     def __init__(self, recipe: Recipe, morph: Morph, *, encoder: Any = None) -> None:
         """`encoder`: in place of the one that `alignment` names."""
         super().__init__()
+        if recipe.vision_tower.layer_design == "single":
+            note = "layer_design single trains the language model itself: text alone will not stay as it was"
+            print(f"note: {note}", file=sys.stderr)
         self.recipe = recipe
         self.model = morph.model
         self.morph = morph

@@ -60,7 +60,7 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
             "image embedder, time and head": count_parameters(vision) - count_parameters(vision.blocks),
         },
         frozen={
-            f"language model {recipe.language_model}": count_parameters(language),
+            f"language model {recipe.language_model}": count_parameters(language) - _shared(model),
             "autoencoder": count_parameters(autoencoder.network),
         },
         parts=tuple(
@@ -68,9 +68,42 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
         ),
         samples_per_step=samples_per_step,
         once={"frozen text": Flops(once.forward * share, 0)},
-        cached={"text states": (4 * len(vision.layers) * model.text_tower.width, "per text token")},
+        cached={
+            "text states": (4 * len(vision.layers) * model.text_tower.width, "per text token"),
+            "keys and values, while drawing": (_read_bytes(model), "per token before the image"),
+            "keys and values, while writing": (_decoding_bytes(model), "per token"),
+        },
+        keeps_language=vision.layer_design != "single",
         assumed=first.assumed,
     )
+
+
+def _shared(model: XFusionModel) -> int:
+    """Parameters of the language model that the vision tower is made of: those of the single tower's layers."""
+    vision = model.vision_tower
+    return count_parameters(vision.blocks) if vision.layer_design == "single" else 0
+
+
+def _key_value_bytes(layer: Any) -> int:
+    attention = layer.self_attn
+    return 4 * (attention.k_proj.out_features + attention.v_proj.out_features)
+
+
+def _decoding_bytes(model: XFusionModel) -> int:
+    """Of one token while text is written: in every layer of the language model, and in blocks that run text."""
+    vision: Any = model.vision_tower
+    own = sum(map(_key_value_bytes, model.text_tower.layers))
+    return own + (sum(_key_value_bytes(block.layer) for block in vision.blocks) if vision.blocks_run_text else 0)
+
+
+def _read_bytes(model: XFusionModel) -> int:
+    """Of one token that stands before a drawn image: in every block, and in the language model's layers where images go
+    through those too."""
+    vision: Any = model.vision_tower
+    blocks = sum(_key_value_bytes(block.layer) for block in vision.blocks)
+    both = vision.layer_design == "gated" or vision.x_fuse in ("image", "both")
+    layers = model.text_tower.layers
+    return blocks + (sum(_key_value_bytes(layers[layer]) for layer in vision.layers) if both else 0)
 
 
 def _step_flops(model: XFusionModel, batch: Batch, plan: RoutingPlan) -> dict[str, Flops]:

@@ -161,6 +161,11 @@ class VisionTower(nn.Module):
         return FUSED_BLOCKS[self.layer_design](layer, **sizes)
 
     @property
+    def blocks_run_text(self) -> bool:
+        """Whether text behind an image goes through the blocks beside the language model's layers, too."""
+        return self.layer_design == "gated" or self.x_fuse in ("text", "both")
+
+    @property
     def num_image_tokens(self) -> int:
         return self.embedder.num_tokens
 
