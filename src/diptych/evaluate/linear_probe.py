@@ -35,7 +35,7 @@ def tower_states(morph: Any, images: Tensor, *, noise: float = 0.0, seed: int = 
     """
     if not 0 <= noise <= 1:
         raise ValueError(f"noise must lie in 0..1, got {noise}")
-    model = getattr(morph, "model", None)
+    model: Any = getattr(morph, "model", None)
     if not hasattr(model, "vision_tower"):
         raise ValueError("this morph has no vision tower to probe; give one of method xfusion")
     tower: Any = model.vision_tower
