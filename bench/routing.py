@@ -18,8 +18,8 @@ from both_towers import BothTowers
 from diptych.backbones.tiny_language import build_tiny_language_model
 from diptych.models.text_states import FrozenText, TextStates
 from diptych.models.xfusion import XFusion
-from diptych.nn.towers.dual import VisionTower
 from diptych.nn.towers.text import TextTower
+from diptych.nn.towers.vision_tower import VisionTower
 from diptych.nn.visibility import build_plan
 from diptych.sequence import IGNORE_INDEX, ImageSpan, Sequence, TextSpan, pack
 from paired import count_flops, measure_ratio, print_table
@@ -30,7 +30,7 @@ GOALS = {"P1": 1.75, "P2": 2.4, "P2c": 3.0}
 FLOP_GOALS = {"P1": 1.98, "P2": 2.4, "P2c": 3.0}
 
 
-def build_model() -> XFusion:
+def build_model(latent_size: int = SIZE) -> XFusion:
     torch.manual_seed(0)
     language = build_tiny_language_model(
         "llama",
@@ -46,7 +46,7 @@ def build_model() -> XFusion:
         language.model,
         layers=tuple(range(6)),
         latent_channels=CHANNELS,
-        latent_size=SIZE,
+        latent_size=latent_size,
         patch_size=PATCH,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,

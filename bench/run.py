@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHES = ("routing", "text_only", "lm_head", "visual_generation", "startup")
+BENCHES = ("routing", "sampling", "text_only", "lm_head", "visual_generation", "startup")
 
 
 def main() -> None:

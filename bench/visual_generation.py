@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.config import VPiTConfig
 from diptych.models.interleaved_decoding import decode_interleaved
 from diptych.models.vpit import VPiT, build_rows, find_supervision
 from diptych.models.vpit_training import VPiTBatch, vpit_losses
 from diptych.sequence import IGNORE_INDEX, Sequence, pack
+from diptych.settings import VPiTConfig
 from paired import measure_ratio, print_table
 from smollm2 import NUM_TOKENS, START, build_model, drawing, prompt, reading
 

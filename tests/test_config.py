@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.config import Recipe, Settings, build_recipe, load_recipe
+from diptych.config import Recipe, build_recipe, load_recipe
+from diptych.settings import Settings
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"output_dir": "runs/x", "data": {"sources": [{"path": "x.jsonl"}]}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from diptych.cli import app
@@ -78,3 +79,29 @@ def test_inspect_names_both_stages() -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout.count("stage that writes into") == 2
     assert {"parameters", "FLOPs", "memory,", "time"} <= set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "language"),
+    [
+        ("1b", 16 * 60_821_504, 1_235_814_400),
+        ("3b", 28 * 100_669_440, 3_212_749_824),
+        ("8b", 32 * 218_112_000, LLAMA_8B),
+    ],
+)
+def test_xfusion_trains_a_copy_of_every_layer(size: str, layers: int, language: int) -> None:
+    recipe = load_recipe(PAPER / f"xfusion-{size}.yaml")
+    account = account_recipe(recipe)
+    blocks = next(count for name, count in account.trained.items() if name.startswith("vision tower"))
+    assert blocks == layers
+    assert account.frozen[f"language model {recipe.language_model}"] == language
+    assert account.frozen["autoencoder"] == 83_653_863
+    tokens_per_image = (recipe.image_size // 8 // recipe.vision_tower.patch_size) ** 2 + 2
+    assert tokens_per_image == 258
+    assert 0.75e6 < batch_size(recipe) * (tokens_per_image + 100) < 0.85e6
+    assert (recipe.objective.ce_weight, recipe.objective.flow_weight, recipe.objective.context_noise) == (0.2, 1, 0)
+    assert (recipe.train.learning_rate, recipe.train.adam_beta1, recipe.train.adam_beta2) == (1e-4, 0.9, 0.95)
+    assert recipe.train.max_steps == (200_000 if size == "8b" else 100_000)
+    assert recipe.sample.guidance_scale == 5.5
+    draw, read = recipe.data.sources
+    assert (draw.weight, read.weight) == (2, 1)

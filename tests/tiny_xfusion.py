@@ -13,11 +13,13 @@ from transformers import Olmo2Config, Olmo2ForCausalLM, SmolLM3Config, SmolLM3Fo
 from diptych.backbones.language import LanguageModel, build_language_model
 from diptych.backbones.tiny_language import build_byte_tokenizer, build_tiny_language_model
 from diptych.config import Recipe, build_recipe
+from diptych.models.fused import FusedXFusion
 from diptych.models.generate import Morph
 from diptych.models.text_states import TextStates
 from diptych.models.xfusion import XFusion
-from diptych.nn.towers.dual import VisionTower
+from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.towers.text import TextTower
+from diptych.nn.towers.vision_tower import VisionTower
 from diptych.nn.visibility import RoutingPlan, build_plan
 from diptych.sequence import Batch, ImageSpan, Sequence, TextSpan, pack
 
@@ -65,7 +67,9 @@ def build_xfusion(
     stirred: bool = True,
     cache: Any = None,
     language: LanguageModel | None = None,
-) -> XFusion:
+    layer_design: Any = "dual",
+    x_fuse: Any = "none",
+) -> Any:
     """`stirred`: every trained weight is moved off its start, so that zero gates and zero heads hide nothing."""
     language = language or build_language(family)
     config = language.model.config
@@ -74,7 +78,11 @@ def build_xfusion(
         layers = tuple(range(0 if symmetric else 1, text_tower.num_layers))
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     narrow = dict(zip(names, (16, 32, 2, 1), strict=True))
-    widths = {name: getattr(config, name) for name in names} if symmetric else narrow
+    head_dim = None
+    if layer_design == "projection":  # heads as the language model's
+        narrow |= {name: getattr(config, name) for name in names[2:]}
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    widths: Any = {name: getattr(config, name) for name in names} if symmetric else narrow
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vision_tower = VisionTower(
@@ -87,20 +95,24 @@ def build_xfusion(
             boundary_tokens=boundary_tokens,
             copy_layers=symmetric,
             text_pooling=text_pooling,
+            layer_design=layer_design,
+            x_fuse=x_fuse,
+            head_dim=head_dim,
             **widths,
         )
         if stirred:
             with torch.no_grad():
                 for parameter in vision_tower.parameters():
                     parameter.add_(torch.randn_like(parameter) * 0.05)
-    return XFusion(text_tower, vision_tower, TextStates(text_tower, layers, cache))
+    kind = FusedXFusion if vision_tower.is_fused else XFusion
+    return kind(text_tower, vision_tower, TextStates(text_tower, layers, cache))
 
 
 def text(*token_ids: int, loss: bool = False) -> TextSpan:
     return TextSpan(token_ids, (loss,) * len(token_ids))
 
 
-def image(model: XFusion, *, is_target: bool, seed: int = 0) -> ImageSpan:
+def image(model: XFusionModel, *, is_target: bool, seed: int = 0) -> ImageSpan:
     latent = torch.randn(CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
     return ImageSpan(latent, model.vision_tower.num_image_tokens, is_target)
 
@@ -114,7 +126,7 @@ def sequences(max_samples: int = 3, max_spans: int = 5) -> st.SearchStrategy[lis
     return st.lists(st.lists(span, min_size=1, max_size=max_spans), min_size=1, max_size=max_samples)
 
 
-def build_streams(shapes: list[list[tuple[str, int]]], model: XFusion, *, seed: int = 0) -> list[Sequence]:
+def build_streams(shapes: list[list[tuple[str, int]]], model: XFusionModel, *, seed: int = 0) -> list[Sequence]:
     generator = torch.Generator().manual_seed(seed)
     streams = []
     for draw, shape in enumerate(shapes):

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diptych.commands import asset_commands, datasets, generating, reconstructing, running_demo, training
+from diptych.commands import asset_commands, datasets, generating, probing, reconstructing, running_demo, training
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _FILE_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -79,6 +79,7 @@ app.command("train")(training.train)
 app.command("inspect")(training.inspect)
 app.command("generate")(generating.generate)
 app.command("reconstruct")(reconstructing.reconstruct)
+app.command("probe")(probing.probe)
 app.command("demo")(running_demo.demo)
 app.add_typer(datasets.app, name="data")
 app.add_typer(asset_commands.app, name="assets")

@@ -3,215 +3,27 @@
 from __future__ import annotations
 
 import difflib
-import math
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from diptych.key_aliases import translate_keys
-
-
-class Settings(BaseModel):
-    """Base of every settings object: unknown keys are errors, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-
-class VisionTowerConfig(Settings):
-    """The trained tower (X-Fusion section 3). Widths left out are the language model's own: a symmetric tower."""
-
-    layer_design: Literal["dual"] = "dual"
-    layers: tuple[int, ...] | None = Field(
-        default=None,
-        description="language-model layers that the vision blocks stand beside, ascending; null: every layer",
-    )
-    hidden_size: int | None = Field(default=None, gt=0)
-    intermediate_size: int | None = Field(default=None, gt=0)
-    num_attention_heads: int | None = Field(default=None, gt=0)
-    num_key_value_heads: int | None = Field(default=None, gt=0)
-    patch_size: int = Field(default=2, gt=0)
-    time_conditioning: Literal["add", "adaln"] = "add"
-    text_pooling: bool = Field(
-        default=False, description="add the pooled text before a target image to its time embedding"
-    )
-    boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
-
-
-class ObjectiveConfig(Settings):
-    """L = ce_weight * CE + flow_weight * |velocity - target|^2 (X-Fusion section 3, loss)."""
-
-    ce_weight: float = Field(default=0.2, ge=0)
-    flow_weight: float = Field(default=1.0, ge=0)
-    timestep_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
-    timestep_shift: float = Field(default=1.0, gt=0)
-    text_cond_dropout_prob: float = Field(default=0.1, ge=0, le=1)
-
-
-class SourceConfig(Settings):
-    """One source of samples: a JSONL file of canonical samples, and how many of it per round of the mixture."""
-
-    path: str
-    weight: int = Field(default=1, gt=0)
-
-
-class DataConfig(Settings):
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    mixing: Literal["sample", "batch"] = Field(
-        default="sample",
-        description="what is of one source: a sample, or a whole micro-batch. Batches that only draw, or only read, "
-        "cost less: every batch that reads runs the text tower under gradients",
-    )
-    max_length: int = Field(default=2048, gt=0)
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-
-
-class SampleConfig(Settings):
-    """The fixed grid drawn every `sample_every` steps, and the defaults of `diptych generate`."""
-
-    prompts: tuple[str, ...] = ()
-    guidance_scale: float = 3.0
-    num_inference_steps: int = Field(default=30, gt=0)
-    sampler: Literal["euler", "heun"] = "euler"
-    seed: int = 0
-
-
-class TrainConfig(Settings):
-    """Names follow Hugging Face's TrainingArguments."""
-
-    learning_rate: float = Field(default=1e-4, gt=0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    per_device_train_batch_size: int = Field(default=32, gt=0)
-    gradient_accumulation_steps: int = Field(default=1, gt=0)
-    gradient_checkpointing: bool = Field(default=False, description="recompute activations in backward: less memory")
-    learning_rates: dict[str, float] = Field(
-        default_factory=dict,
-        description="rates that differ, by the beginning of parameter names, such as connector: 1e-3",
-    )
-    max_steps: int = Field(default=1000, gt=0)
-    max_train_minutes: float | None = Field(
-        default=None, gt=0, description="end (and decay the learning rate) by the clock as well; resumed time counts on"
-    )
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
-    logging_steps: int = Field(default=10, gt=0)
-    save_every: int = Field(default=500, gt=0)
-    save_total_limit: int = Field(default=2, gt=0)
-    sample_every: int | None = Field(default=None, gt=0)
-    resume_from_checkpoint: str | None = Field(default=None, description="latest, or a checkpoint folder")
-    async_save: bool = True
-    max_skipped_steps: int = Field(
-        default=0,
-        ge=0,
-        description="steps with a loss or gradient that is not finite that may be skipped before the run stops",
-    )
-
-
-class AutoencoderTrainingConfig(Settings):
-    """The project's own autoencoder: pixels folded into channels, convolutions at latent resolution."""
-
-    fold: int = Field(default=8, gt=1)
-    channels: int = Field(default=96, gt=0)
-    latent_channels: int = Field(default=16, gt=0)
-    num_decoder_blocks: int = Field(default=3, ge=0)
-    latent_noise: float = Field(
-        default=0.3, ge=0, description="largest standard deviation of the noise that the decoder forgives"
-    )
-
-
-class LoraConfig(Settings):
-    """Low-rank adapters on the language model (peft) instead of training all of it."""
-
-    r: int = Field(default=16, gt=0)
-    lora_alpha: float = Field(default=32.0, gt=0)
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-
-
-VPiTPart = Literal["connector", "visual_head", "boundary_tokens", "language_model"]
-
-
-class VPiTConfig(Settings):
-    """Visual-Predictive Instruction Tuning (MetaMorph). Loss: ce_weight * CE + visual_weight * visual_loss."""
-
-    image_encoder: str = "vit-s14-focus"
-    encoder_layer: int | None = Field(default=None, description="state after this many layers; null: the encoder's own")
-    encoder_image_size: int | None = Field(
-        default=None, gt=0, description="pixels that the encoder sees; null: its own"
-    )
-    num_image_tokens: int = Field(default=64, gt=0, description="a square; features are interpolated to this grid")
-    connector: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
-    image_start: str = "<image_start>"
-    image_end: str = "<image_end>"
-    train_parts: tuple[VPiTPart, ...] = Field(
-        default=("connector", "visual_head", "boundary_tokens", "language_model"),
-        min_length=1,
-        description="exactly these are trained; the paper's stage 1: connector and boundary_tokens",
-    )
-    lora: LoraConfig | None = Field(default=None, description="train adapters in place of the language model's weights")
-    init_from: str | None = Field(default=None, description="morph to start from, such as that of stage 1")
-    ce_weight: float = Field(default=1.0, ge=0)
-    visual_weight: float = Field(default=1.0, ge=0)
-    text_cond_dropout_prob: float = Field(
-        default=0.0, ge=0, le=1, description="share of drawings learnt without their text, for visual_guidance_scale"
-    )
-    visual_loss: Literal["cosine", "l1", "smooth_l1", "infonce"] = "cosine"
-    visual_temperature: float = Field(default=0.07, gt=0, description="of infonce")
-    visual_input_dropout: float = Field(
-        default=0.0, ge=0, le=1, description="share of a target's visual tokens not shown as inputs, against copying"
-    )
-    visual_input_noise: float = Field(
-        default=0.0, ge=0, description="standard deviation, over the feature's norm, of noise on a target's inputs"
-    )
-    pixel_decoder: str | None = Field(default=None, description="folder or id of a trained pixel decoder")
-
-    @model_validator(mode="after")
-    def _fits(self) -> VPiTConfig:
-        if math.isqrt(self.num_image_tokens) ** 2 != self.num_image_tokens:
-            raise ValueError(f"vpit.num_image_tokens must be a square such as 16 or 64, got {self.num_image_tokens}")
-        if self.lora is not None and "language_model" not in self.train_parts:
-            raise ValueError("vpit.lora trains adapters on the language model; add language_model to vpit.train_parts")
-        return self
-
-
-class PixelDecoderConfig(Settings):
-    """Visual tokens to pixels, trained on images alone. `vpit:` says which visual tokens (encoder, layer, grid).
-
-    flow: a small transformer in the latents of `autoencoder:`, from nothing; `objective:` says how it samples times.
-    stable_diffusion: MetaMorph's, a pretrained UNet in the latents of its own VAE, behind a new projector.
-    """
-
-    kind: Literal["flow", "stable_diffusion"] = "flow"
-    condition_dropout_prob: float | None = Field(
-        default=None,
-        ge=0,
-        lt=1,
-        description="share of images learnt without their visual tokens, for sample.guidance_scale; "
-        "null: the kind's own, flow 0.1, stable_diffusion the paper's 0.7",
-    )
-    hidden_size: int = Field(default=256, gt=0, description="of flow, as the next three")
-    num_layers: int = Field(default=8, gt=0)
-    num_attention_heads: int = Field(default=4, gt=0)
-    patch_size: int = Field(default=2, gt=0)
-    base: str = Field(
-        default="stable-diffusion-v1-5/stable-diffusion-v1-5",
-        description="of stable_diffusion: folder or id with unet, vae and scheduler",
-    )
-    projector_hidden: int = Field(default=2048, gt=0, description="of stable_diffusion: width inside the projector")
-
-    @property
-    def dropout_prob(self) -> float:
-        """condition_dropout_prob, or the kind's own."""
-        if self.condition_dropout_prob is not None:
-            return self.condition_dropout_prob
-        return 0.7 if self.kind == "stable_diffusion" else 0.1
+from diptych.settings import (
+    AlignmentConfig,
+    AutoencoderTrainingConfig,
+    DataConfig,
+    ImageInputConfig,
+    ObjectiveConfig,
+    PixelDecoderConfig,
+    SampleConfig,
+    Settings,
+    TrainConfig,
+    VisionTowerConfig,
+    VPiTConfig,
+)
 
 
 class StageConfig(Settings):
@@ -238,6 +50,8 @@ class Recipe(Settings):
     cache_dir: str | None = None
     vision_tower: VisionTowerConfig = VisionTowerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    alignment: AlignmentConfig | None = Field(default=None, description="of xfusion; null: none")
+    image_input: ImageInputConfig | None = Field(default=None, description="of xfusion; null: latents, as drawn")
     vpit: VPiTConfig = VPiTConfig()
     pixel_decoder_training: PixelDecoderConfig = PixelDecoderConfig()
     stages: tuple[StageConfig, ...] = Field(
@@ -253,6 +67,14 @@ class Recipe(Settings):
             raise ValueError(
                 f"train.gradient_checkpointing is not there for method {self.method}; leave it out, or take a smaller "
                 "per_device_train_batch_size with more gradient_accumulation_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_clean(self) -> Recipe:
+        if self.image_input is not None and self.objective.context_noise:
+            raise ValueError(
+                "objective.context_noise noises latents, but image_input has images read as features; leave one out"
             )
         return self
 

@@ -34,11 +34,15 @@ class TextSpan:
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """One image of `num_tokens` positions. A target image is noised and denoised; a context image is clean."""
+    """One image of `num_tokens` positions. A target image is noised and denoised; a context image is clean.
+
+    `source`: the file that it was read from, where that is known.
+    """
 
     image: Tensor
     num_tokens: int
     is_target: bool
+    source: str = ""
 
     def __len__(self) -> int:
         return self.num_tokens

@@ -8,12 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diptych.diffusion.path import (
+    PREDICTIONS,
+    SCHEDULES,
     add_noise,
     data_from_velocity,
+    latest_time,
     noise_from_velocity,
+    place_on_path,
+    prediction_target,
     sample_times,
     shift_time,
     time_grid,
+    velocity_of,
     velocity_target,
 )
 
@@ -34,11 +40,55 @@ def test_conversions_round_trip(t: float, seed: int) -> None:
     torch.testing.assert_close(noise_from_velocity(x, velocity, times), noise)
 
 
-def test_the_velocity_is_the_paths_derivative() -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_velocity_is_the_paths_derivative(schedule: str) -> None:
     data, noise = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
     t, h = torch.tensor([0.3, 0.8], dtype=torch.float64), 1e-6
-    slope = (add_noise(data, noise, t + h) - add_noise(data, noise, t - h)) / (2 * h)
-    torch.testing.assert_close(slope, velocity_target(data, noise))
+    ahead, behind = (add_noise(data, noise, t + step, schedule=schedule) for step in (h, -h))
+    target = prediction_target(data, noise, t, schedule=schedule)
+    torch.testing.assert_close((ahead - behind) / (2 * h), target)
+    if schedule == "flow":
+        assert torch.equal(target, velocity_target(data, noise))
+
+
+@pytest.mark.parametrize("schedule", ["ddpm_cosine", "ddpm_linear"])
+def test_variance_preserving_schedules_preserve_variance_and_lose_the_data(schedule: str) -> None:
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    place = place_on_path(t, t, schedule)
+    torch.testing.assert_close(place.data.square() + place.noise.square(), torch.ones_like(t))
+    assert (place.data.diff() < 0).all()
+    assert place.data[0] == 1
+    assert place.data[-1] < 0.01
+
+
+def test_ddpm_linear_is_the_limit_of_a_thousand_linear_betas() -> None:
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    kept = (1 - betas).cumprod(0).sqrt()
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    assert float((place_on_path(t, t, "ddpm_linear").data - kept).abs().max()) < 2e-3
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_prediction_means_the_same_velocity(prediction: str, schedule: str) -> None:
+    data, noise = torch.randn(3, 2, 2, dtype=torch.float64), torch.randn(3, 2, 2, dtype=torch.float64)
+    t = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    x = add_noise(data, noise, t, schedule=schedule)
+    told = prediction_target(data, noise, t, prediction=prediction, schedule=schedule)
+    velocity = velocity_of(told, x, t, prediction=prediction, schedule=schedule)
+    torch.testing.assert_close(velocity, prediction_target(data, noise, t, schedule=schedule))
+    torch.testing.assert_close(data_from_velocity(x, velocity, t, schedule=schedule), data)
+    torch.testing.assert_close(noise_from_velocity(x, velocity, t, schedule=schedule), noise)
+    start = torch.full((3,), latest_time(prediction, schedule), dtype=torch.float64)
+    x = add_noise(data, noise, start, schedule=schedule)
+    assert velocity_of(told, x, start, prediction=prediction, schedule=schedule).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["schedule", "prediction"])
+def test_an_unknown_name_is_refused_with_those_that_exist(name: str) -> None:
+    options = {name: "odd"}
+    with pytest.raises(ValueError, match=f"unknown {name} 'odd'; choose one of: "):
+        prediction_target(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1), **options)
 
 
 @given(shift=st.floats(0.2, 8))

@@ -21,7 +21,7 @@ from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph
 
 @pytest.fixture(autouse=True)
 def fake_autoencoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "load_autoencoder", lambda name: FakeAutoencoder())
+    monkeypatch.setattr(checkpoint, "load_image_space", lambda name: FakeAutoencoder())
 
 
 @pytest.fixture

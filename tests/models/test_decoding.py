@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+import literal_fused
 from diptych.backbones.tiny_language import build_byte_tokenizer
 from diptych.models.decoding import decode_text
+from diptych.models.fused import FusedXFusion
 from diptych.models.token_choice import choose_tokens, stop_ids
 from diptych.models.xfusion import XFusion
 from diptych.sequence import Sequence, TextSpan, pack
@@ -43,14 +47,15 @@ def _prompts(model: XFusion) -> list[Sequence]:
     ]
 
 
-def _literal_greedy(model: XFusion, prompt: Sequence) -> str:
+def _literal_greedy(model: Any, prompt: Sequence) -> str:
     """The whole prompt anew for every token, through both towers."""
     answer: list[int] = []
     stops = stop_ids(model.text_tower.language_model, TOKENIZER)
     for _ in range(NEW):
         spans = (*prompt.spans, TextSpan(tuple(answer), (False,) * len(answer)))
         with torch.no_grad():
-            _, logits = literal_forward(model, pack([Sequence(spans)]), torch.zeros(0, 4, 4, 4), torch.zeros(0))
+            forward: Any = literal_fused.literal_forward if isinstance(model, FusedXFusion) else literal_forward
+            _, logits = forward(model, pack([Sequence(spans)]), torch.zeros(0, 4, 4, 4), torch.zeros(0))
         token = int(logits[-1].argmax())
         if token in stops:
             break
@@ -62,6 +67,27 @@ def _literal_greedy(model: XFusion, prompt: Sequence) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_greedy_equals_running_everything_anew_for_each_token(family: str, symmetric: bool) -> None:
     model = build_xfusion(family, symmetric=symmetric)
+    prompts = _prompts(model)
+    decoded = decode_text(model, prompts, tokenizer=TOKENIZER, max_new_tokens=NEW)
+    assert decoded == [_literal_greedy(model, prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        {"x_fuse": "text"},
+        {"x_fuse": "image"},
+        {"x_fuse": "both", "symmetric": False},
+        {"x_fuse": "text", "symmetric": False, "layers": (1,)},
+        {"layer_design": "gated"},
+        {"layer_design": "gated", "symmetric": False, "layers": (0, 1, 2)},
+        {"layer_design": "projection"},
+        {"layer_design": "single"},
+    ],
+    ids=str,
+)
+def test_cached_greedy_equals_running_everything_anew_in_every_design(design: dict[str, Any]) -> None:
+    model = build_xfusion(**design)
     prompts = _prompts(model)
     decoded = decode_text(model, prompts, tokenizer=TOKENIZER, max_new_tokens=NEW)
     assert decoded == [_literal_greedy(model, prompt) for prompt in prompts]

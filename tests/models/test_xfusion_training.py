@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from diptych.data.contact_sheet import draw_image_grid
 from diptych.models.checkpoint import build_morph
 from diptych.models.method import Method
 from diptych.models.xfusion_training import XFusionTraining
+from diptych.train.optim import build_optimizer
 from tiny_xfusion import FakeAutoencoder, build_language, tiny_recipe
 
 NAMES = ("red", "green", "blue", "white")
@@ -97,6 +99,34 @@ def test_a_draw_carries_its_noise_wherever_it_is_packed(training: XFusionTrainin
     assert not torch.equal(training.build_batch([(9, *PICKS[1][1:])], seed=3).noise, alone.noise)
 
 
+@pytest.mark.parametrize("cap", [0.0, 0.25, 1.0])
+def test_images_that_are_read_are_noised_up_to_the_cap_and_the_tower_is_told_how_far(
+    training: XFusionTraining, cap: float
+) -> None:
+    clean = training.build_batch(PICKS, seed=3)
+    objective = training.recipe.objective.model_copy(update={"context_noise": cap})
+    training.recipe = training.recipe.model_copy(update={"objective": objective})
+    batches = [training.build_batch([(draw, 1, 0)], seed=3) for draw in range(40)]
+    own = [batch.batch.images[~batch.batch.image_is_target] for batch in batches]
+    kept = clean.batch.images[~clean.batch.image_is_target][0]
+    if not cap:
+        assert all(torch.equal(images[0], kept) for images in own)
+        assert all(batch.context_t.numel() == 0 for batch in batches)
+        return
+    times = torch.cat([batch.context_t for batch in batches])
+    assert 0 <= float(times.min()) < 0.2 * cap
+    assert 0.8 * cap < float(times.max()) <= cap
+    noise = (
+        torch.cat([images - (1 - t) * kept for images, t in zip(own, times, strict=True)]) / times[:, None, None, None]
+    )
+    assert abs(float(noise.mean())) < 0.1
+    assert abs(float(noise.std()) - 1) < 0.1
+    _stir(training)
+    told = training(batches[0])["ce"].total
+    untold = training(dataclasses.replace(batches[0], context_t=torch.zeros(0)))["ce"].total
+    assert told != untold
+
+
 def test_captions_are_dropped_at_the_recipes_rate_and_questions_never(training: XFusionTraining) -> None:
     def texts(source: int) -> list[int]:
         batches = [training.build_batch([(draw, source, 0)], seed=0).batch for draw in range(300)]
@@ -135,6 +165,25 @@ def test_exactly_the_vision_tower_learns_and_the_language_model_keeps_its_bytes(
     assert history[-1]["ce"] < 0.7 * history[0]["ce"]
     assert history[-1]["flow"] < 0.9 * history[0]["flow"]
     assert hash_module(training.morph.language_model) == before
+
+
+def test_frozen_weights_take_no_byte_of_gradients_or_optimiser_state(training: XFusionTraining) -> None:
+    """16 bytes for every trained number (weight, gradient, two moments), 4 for every frozen one, and a step counter."""
+    trained = training.trainable_parameters()
+    optimizer = build_optimizer(trained, training.recipe.train)
+    total = sum((loss.total for loss in training(training.build_batch(PICKS, seed=0)).values()), torch.zeros(()))
+    total.backward()
+    optimizer.step()
+    frozen = list(training.morph.language_model.parameters())
+    numbers = sum(parameter.numel() for parameter in trained.values())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in frozen)
+    gradients = sum(parameter.grad.nbytes for parameter in trained.values() if parameter.grad is not None)
+    moments = sum(tensor.nbytes for state in optimizer.state.values() for tensor in state.values())
+    assert gradients == 4 * numbers
+    assert moments == 8 * numbers + 4 * len(trained)
+    assert sum(parameter.nbytes for parameter in frozen) == 4 * sum(parameter.numel() for parameter in frozen)
+    held = {tensor.data_ptr() for parameter in trained.values() for tensor in (parameter, parameter.grad)}  # type: ignore[union-attr]
+    assert not held & {parameter.data_ptr() for parameter in frozen}
 
 
 def test_text_to_image_never_runs_the_text_tower_after_the_first_epoch(training: XFusionTraining) -> None:

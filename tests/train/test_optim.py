@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.config import TrainConfig
+from diptych.settings import TrainConfig
 from diptych.train.optim import (
     AveragedWeights,
     build_optimizer,

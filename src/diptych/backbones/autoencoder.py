@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from diptych.backbones.hub_loading import find_folder, quiet_diffusers
@@ -16,6 +17,8 @@ from diptych.backbones.weight_hash import hash_folder
 
 EMBEDDED = {"emoji-tiny": Path(__file__).parent / "weights" / "emoji-tiny"}
 """The project's own, trained by recipes/autoencoder.yaml."""
+PIXELS = "pixels"
+"""The name of no autoencoder at all."""
 
 
 class Autoencoder:
@@ -66,6 +69,28 @@ class Autoencoder:
         return unfold_pixels(decoded, self.fold).clamp(-1, 1)
 
 
+class PixelSpace:
+    """Pixels in place of latents, behind the same interface: nothing is encoded, and nothing lost."""
+
+    name, hash = PIXELS, hashlib.sha256(PIXELS.encode()).hexdigest()
+    latent_channels, downsampling = 3, 1
+
+    def __init__(self) -> None:
+        self.network = nn.Identity()
+
+    def to(self, device: torch.device | str) -> PixelSpace:
+        self.network.to(device)
+        return self
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in -1..1, as they are."""
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, 3, H, W] -> images cut to -1..1."""
+        return latents.clamp(-1, 1)
+
+
 def fold_pixels(images: Tensor, factor: int) -> Tensor:
     """[B, 3, H, W] -> [B, 3 f^2, H / f, W / f]."""
     return pixel_unshuffle(images, factor) if factor > 1 else images
@@ -93,6 +118,11 @@ def find_autoencoder(name: str) -> Path:
             "save one there with save_pretrained"
         )
     return found
+
+
+def load_image_space(name: str) -> Autoencoder | PixelSpace:
+    """What `load_autoencoder` loads, or for "pixels" none at all."""
+    return PixelSpace() if name == PIXELS else load_autoencoder(name)
 
 
 def load_autoencoder(name: str) -> Autoencoder:

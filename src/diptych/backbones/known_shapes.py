@@ -36,10 +36,13 @@ LANGUAGE_SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "tie_word_embeddings": True,
     },
-    "meta-llama/Llama-3.2-1B-Instruct": _llama_3(2048, 8192, 16, 32, head_dim=64, tied=True),
-    "meta-llama/Llama-3.2-3B-Instruct": _llama_3(3072, 8192, 28, 24, head_dim=128, tied=True),
-    "meta-llama/Llama-3.1-8B-Instruct": _llama_3(4096, 14336, 32, 32, head_dim=128, tied=False),
 }
+for _suffix in ("", "-Instruct"):
+    LANGUAGE_SHAPES |= {
+        f"meta-llama/Llama-3.2-1B{_suffix}": _llama_3(2048, 8192, 16, 32, head_dim=64, tied=True),
+        f"meta-llama/Llama-3.2-3B{_suffix}": _llama_3(3072, 8192, 28, 24, head_dim=128, tied=True),
+        f"meta-llama/Llama-3.1-8B{_suffix}": _llama_3(4096, 14336, 32, 32, head_dim=128, tied=False),
+    }
 
 ENCODER_SHAPES: dict[str, dict[str, Any]] = {
     "vit-s14-focus": {key: value for key, value in FOCUS_VIT.items() if key not in ("architectures", "dtype")},

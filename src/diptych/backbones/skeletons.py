@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from diptych.backbones.autoencoder import EMBEDDED as EMBEDDED_AUTOENCODERS
-from diptych.backbones.autoencoder import Autoencoder
+from diptych.backbones.autoencoder import PIXELS, Autoencoder, PixelSpace
 from diptych.backbones.efficientnet_lite import EfficientNetLite0
 from diptych.backbones.focus_vit import PREPROCESSING
 from diptych.backbones.hub_loading import quiet_diffusers
@@ -64,8 +64,10 @@ def build_encoder_skeleton(
     return build_image_encoder(network, preprocessing, name=name, weight_hash=NO_WEIGHTS, layer=layer)
 
 
-def build_autoencoder_skeleton(name: str) -> Autoencoder:
-    """An autoencoder whose weights take no memory; `name` as for `load_autoencoder`."""
+def build_autoencoder_skeleton(name: str) -> Autoencoder | PixelSpace:
+    """An autoencoder whose weights take no memory; `name` as for `load_image_space`."""
+    if name == PIXELS:
+        return PixelSpace()
     if name in DIFFUSION_SHAPES:
         return autoencoder_from_config(DIFFUSION_SHAPES[name]["vae"], name=name)
     base = str(EMBEDDED_AUTOENCODERS.get(name, name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,20 +23,10 @@ def build_emoji(
     ] = None,
 ) -> None:
     """Emoji in two styles (Fluent 3D, OpenMoji flat) with names, tags and questions; some style of some is held out."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from diptych.backbones.assets import asset_path
     from diptych.data.builders.emoji import build_emoji as build
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
+    with progress_bars() as report:
         built = build(
             out,
             openmoji_folder=asset_path("openmoji"),
@@ -45,6 +37,37 @@ def build_emoji(
             progress=report,
         )
     print(f"{built.summary()}; what is in it: {out / 'card.md'}")
+
+
+@build_app.command("emoji-tasks")
+def build_emoji_tasks(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    emoji: Annotated[Path, typer.Option(help="A built emoji set.")] = Path("data/emoji"),
+    num_samples: Annotated[int, typer.Option(min=1, help="Training samples of each task.")] = 4000,
+) -> None:
+    """Editing, painting, localisation and questions on scenes, made from a built emoji set; some concepts held out."""
+    from diptych.data.builders.emoji_tasks import build_emoji_tasks as build
+
+    with progress_bars() as report:
+        built = build(out, emoji_folder=emoji, num_samples=num_samples, progress=report)
+    print(f"{built.summary()}; what is in it: {out / 'card.md'}")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each thing that is reported: what, how many done, of how many."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield report
 
 
 @app.command("show")

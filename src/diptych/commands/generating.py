@@ -30,6 +30,9 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="1: no guidance; left out: as the morph was trained to be sampled.")
     ] = None,
+    image_guidance_scale: Annotated[
+        float, typer.Option(help="Of an edit: above 1 keeps closer to the images given. Needs a morph trained for it.")
+    ] = 1.0,
     num_inference_steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to guide away from.")] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
@@ -51,7 +54,10 @@ def generate(
         str | None, typer.Option(help="Of a VPiT morph: draw with this pixel decoder in place of its own.")
     ] = None,
 ) -> None:
-    """Draw images from a prompt; with --image, answer in text. Writes into --out, and prints the text."""
+    """Draw images from a prompt; with --image, answer in text. Writes into --out, and prints the text.
+
+    With --image and --generation-mode image a morph that was trained to edit draws a changed image.
+    """
     if not prompt.strip():
         raise ValueError('the prompt is empty; say what to draw, such as "Draw a red apple in 3D style."')
     images = image or []
@@ -65,6 +71,7 @@ def generate(
         morph, language_model=language_model, pixel_decoder=pixel_decoder, trust_remote_code=trust_remote_code
     )
     content: list[Any] = [{"type": "text", "text": f"{prompt}\n" if images else prompt}, *images]
+    more = {} if image_guidance_scale == 1 else {"image_guidance_scale": image_guidance_scale}
     parts = loaded.generate(
         [{"role": "user", "content": content}],
         generation_mode=generation_mode.value,
@@ -74,6 +81,7 @@ def generate(
         negative_prompt=negative_prompt,
         seed=seed,
         max_new_tokens=max_new_tokens,
+        **more,
     )
     texts = [part for part in parts if isinstance(part, str)]
     pictures = [part for part in parts if not isinstance(part, str)]

@@ -22,11 +22,13 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
 
     stages = expand_stages(load_recipe(recipe, overrides or []))
     from diptych.distributed import main_first, process_group
+    from diptych.models.accounts.width_matching import match_widths
     from diptych.models.registry import build_method
     from diptych.train.loop import run_training
 
     with process_group():
-        for settings in stages:
+        for stage in stages:
+            settings = match_widths(stage)
             with main_first():  # the first to build fills the caches that the others then read
                 method = build_method(settings)
             result = run_training(settings, method)
@@ -51,10 +53,15 @@ def inspect(
     stages = expand_stages(load_recipe(recipe, overrides or []))
     from diptych.models.accounts.recipe_account import account_recipe
     from diptych.models.accounts.run_account import measure_matmul_rate
+    from diptych.models.accounts.width_matching import match_widths
 
-    for settings in stages:
+    for stage in stages:
+        settings = match_widths(stage)
         account = account_recipe(settings)
         rate = assume * 1e9 if assume is not None else measure_matmul_rate(account.dtype)
         if len(stages) > 1:
             print(f"stage that writes into {settings.output_dir}")
+        if settings.vision_tower != stage.vision_tower:
+            chosen = settings.vision_tower
+            print(f"matched: hidden_size {chosen.hidden_size}, intermediate_size {chosen.intermediate_size}")
         print(account.describe(rate, measured=assume is None))

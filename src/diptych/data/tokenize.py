@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +38,16 @@ def drop_text(messages: Many[Message]) -> tuple[Message, ...]:
     )
 
 
+def drop_images(messages: Many[Message]) -> tuple[Message, ...]:
+    """The conversation without the images of the user's turns."""
+    return tuple(
+        message
+        if message.role == "assistant"
+        else Message(message.role, tuple(part for part in message.parts if isinstance(part, str)), message.loss)
+        for message in messages
+    )
+
+
 def build_sequence(
     sample: Sample,
     *,
@@ -46,6 +57,7 @@ def build_sequence(
     num_image_tokens: int,
     draw: int = 0,
     unconditional: bool = False,
+    without_images: bool = False,
     max_length: int | None = None,
     boundary_ids: tuple[int, int] | None = None,
 ) -> Sequence:
@@ -56,12 +68,15 @@ def build_sequence(
     Raises ValueError if nothing is supervised, or the sequence is longer than `max_length` tokens.
     """
     messages = drop_text(sample.messages) if unconditional else sample.messages
+    if without_images:
+        messages = drop_images(messages)
     regions = _render(messages, tokenizer, template, image_predicts_text=boundary_ids is not None)
     spans: list[TextSpan | ImageSpan] = []
     for region in regions:
         if isinstance(region, tuple):
             index, is_target = region
-            spans.append(ImageSpan(load_image(sample.images[index]), num_image_tokens, is_target))
+            source = sample.images[index]
+            spans.append(ImageSpan(load_image(source), num_image_tokens, is_target, source))
         else:
             spans.append(region)
     if boundary_ids is not None:
@@ -205,7 +220,7 @@ def _add_clean_copies(spans: list[TextSpan | ImageSpan]) -> list[TextSpan | Imag
     for index, span in enumerate(spans):
         out.append(span)
         if isinstance(span, ImageSpan) and span.is_target and index + 1 < len(spans):
-            out.append(ImageSpan(span.image, span.num_tokens, is_target=False))
+            out.append(replace(span, is_target=False))
     return out
 
 

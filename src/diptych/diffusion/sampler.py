@@ -19,17 +19,19 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def sample_euler(velocity: Velocity, noise: Tensor, *, num_steps: int, shift: float = 1.0) -> Tensor:
+def sample_euler(
+    velocity: Velocity, noise: Tensor, *, num_steps: int, shift: float = 1.0, start: float = 1.0
+) -> Tensor:
     """First order: one evaluation a step."""
-    x, times = noise, time_grid(num_steps, shift=shift).tolist()
+    x, times = noise, time_grid(num_steps, shift=shift, start=start).tolist()
     for now, then in pairwise(times):
         x = x + (then - now) * velocity(x, _at(now, x))
     return x
 
 
-def sample_heun(velocity: Velocity, noise: Tensor, *, num_steps: int, shift: float = 1.0) -> Tensor:
+def sample_heun(velocity: Velocity, noise: Tensor, *, num_steps: int, shift: float = 1.0, start: float = 1.0) -> Tensor:
     """Second order: two evaluations a step, one in the last."""
-    x, times = noise, time_grid(num_steps, shift=shift).tolist()
+    x, times = noise, time_grid(num_steps, shift=shift, start=start).tolist()
     for now, then in pairwise(times):
         slope = velocity(x, _at(now, x))
         guess = x + (then - now) * slope

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from diptych.backbones.assets import cache_root
-from diptych.backbones.autoencoder import load_autoencoder
+from diptych.backbones.autoencoder import load_image_space
+from diptych.backbones.diffusion_transformer import (
+    build_transformer_skeleton,
+    load_diffusion_transformer,
+    read_transformer_config,
+)
 from diptych.backbones.language import LanguageModel, load_language_model
 from diptych.backbones.skeletons import read_language_config
-from diptych.config import Recipe
+from diptych.backbones.vision import load_image_encoder
+from diptych.config import Recipe, build_recipe
 from diptych.distributed import compute_device
 from diptych.models.generate import Morph
 from diptych.models.morph_files import (
@@ -28,12 +34,23 @@ from diptych.models.morph_files import (
 )
 from diptych.models.xfusion_building import build_xfusion
 from diptych.nn.layer_parts import check_routable
+from diptych.nn.towers.vision_tower import VisionTower
+
+TRANSFORMER = "diffusion_transformer"
+"""In a morph's config: the config of the transformer that its vision tower was made of."""
 
 
 def build_morph(
-    recipe: Recipe, *, language: LanguageModel | None = None, autoencoder: Any = None, cached: bool = True
+    recipe: Recipe,
+    *,
+    language: LanguageModel | None = None,
+    autoencoder: Any = None,
+    encoder: Any = None,
+    transformer_config: dict[str, Any] | None = None,
+    cached: bool = True,
 ) -> Morph:
-    """An untrained morph of this recipe. `language`, `autoencoder`: in place of those that the recipe names.
+    """An untrained morph of this recipe. `language`, `autoencoder`, `encoder` (of `image_input`): in place of those
+    that the recipe names. `transformer_config`: that of its diffusion transformer, whose weights are then not loaded.
 
     Raises ValueError for whatever is missing or does not fit; for a family that cannot be routed before its weights are
     fetched.
@@ -41,9 +58,23 @@ def build_morph(
     if language is None:
         _check_family(recipe)
     language = language or load_language_model(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
-    autoencoder = autoencoder or load_autoencoder(recipe.autoencoder)
+    autoencoder = autoencoder or load_image_space(recipe.autoencoder)
+    if recipe.image_input is not None and encoder is None:
+        wanted = recipe.image_input
+        encoder = load_image_encoder(
+            wanted.image_encoder, layer=wanted.encoder_layer, image_size=wanted.encoder_image_size
+        )
     cache_dir = (Path(recipe.cache_dir) if recipe.cache_dir else cache_root() / "tensors") if cached else None
     torch.manual_seed(recipe.seed)
+    pretrained = None
+    if recipe.vision_tower.diffusion_transformer is not None:
+        size = recipe.image_size // autoencoder.downsampling
+        name = recipe.vision_tower.diffusion_transformer
+        if transformer_config is not None:
+            pretrained = build_transformer_skeleton(transformer_config, latent_size=size, on_meta=False)
+        else:
+            transformer_config = read_transformer_config(name)
+            pretrained = load_diffusion_transformer(name, latent_size=size)
     model = build_xfusion(
         recipe,
         language.model,
@@ -51,12 +82,37 @@ def build_morph(
         downsampling=autoencoder.downsampling,
         language_hash=language.hash,
         cache_dir=cache_dir,
+        pretrained=pretrained,
     )
+    if recipe.vision_tower.init_from is not None:
+        hashes = {"language_model": language.hash, "autoencoder": autoencoder.hash}
+        _start_from(model.vision_tower, find_morph(recipe.vision_tower.init_from), hashes)
     device = compute_device()
     language.model.to(device)
     autoencoder.to(device)
     model.to(device)
-    return Morph(model=model, language=language, autoencoder=autoencoder, recipe=recipe, cache_dir=cache_dir)
+    if encoder is not None:
+        encoder.to(device)
+    return Morph(
+        model=model,
+        language=language,
+        autoencoder=autoencoder,
+        encoder=encoder,
+        transformer_config=transformer_config,
+        recipe=recipe,
+        cache_dir=cache_dir,
+    )
+
+
+def _start_from(tower: VisionTower, folder: Path, hashes: dict[str, str]) -> None:
+    config = read_config(folder / CONFIG)
+    earlier = build_recipe(config["recipe"], origin=str(folder / CONFIG))
+    if earlier.method != "xfusion":
+        raise ValueError(f"vision_tower.init_from {folder} is of method {earlier.method}; give a morph of xfusion")
+    wanted = {part: config["hashes"][part] for part in hashes}
+    names = {"language_model": earlier.language_model, "autoencoder": earlier.autoencoder}
+    check_hashes(folder, wanted, hashes, names)
+    load_tensors(dict(tower.named_parameters()), folder / WEIGHTS, sha256=config["weights_sha256"])
 
 
 def _check_family(recipe: Recipe) -> None:
@@ -70,7 +126,8 @@ def _check_family(recipe: Recipe) -> None:
 def save_morph(folder: str | Path, morph: Morph, *, weights: dict[str, Tensor] | None = None) -> None:
     """Writes a morph. `weights`: these tensors (averaged ones, say) in place of the present ones."""
     tensors = weights if weights is not None else dict(morph.model.vision_tower.named_parameters())
-    write_morph_files(folder, tensors, recipe=morph.recipe, hashes=morph.frozen_hashes())
+    more = {} if morph.transformer_config is None else {TRANSFORMER: morph.transformer_config}
+    write_morph_files(folder, tensors, recipe=morph.recipe, hashes=morph.frozen_hashes(), **more)
 
 
 def load_morph(
@@ -100,8 +157,12 @@ def load_morph(
     if pixel_decoder is not None:
         raise ValueError(f"{folder} is of method xfusion, which draws pixels itself; leave out the pixel decoder")
     language = find_language(folder, config, recipe, language_model)
-    morph = build_morph(recipe, language=language, cached=False)
+    tower = recipe.vision_tower.model_copy(update={"init_from": None})
+    recipe = recipe.model_copy(update={"vision_tower": tower})
+    morph = build_morph(recipe, language=language, transformer_config=config.get(TRANSFORMER), cached=False)
     names = {"language_model": recipe.language_model, "autoencoder": recipe.autoencoder}
+    if recipe.image_input is not None:
+        names["image_encoder"] = recipe.image_input.image_encoder
     check_hashes(folder, config["hashes"], morph.frozen_hashes(), names)
     own = dict(morph.model.vision_tower.named_parameters())
     load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"])

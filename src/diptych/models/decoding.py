@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from diptych.models.token_choice import choose_tokens, stop_ids
-from diptych.models.xfusion import XFusion
+from diptych.models.xfusion import Prefilled
+from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.attention import Groups
-from diptych.nn.layer_parts import (
-    attention_input,
-    attention_output,
-    mlp_input,
-    mlp_output,
-    project_key_value,
-    project_query,
-)
-from diptych.nn.visibility import build_plan, plan_text_only
+from diptych.nn.towers.fused_blocks import DecodeCaches, FusedBlock, KeyValues, LayerCache, decode_layer
+from diptych.nn.visibility import plan_text_only
 from diptych.sequence import Sequence, TextSpan, pack
-
-
-@dataclass
-class LayerCache:
-    """Keys and values [B, kv_heads, L, head_dim] of one layer, and which are visible [B, L]."""
-
-    key: Tensor
-    value: Tensor
-    mask: Tensor
-
-    def append(self, key: Tensor, value: Tensor) -> None:
-        self.key = torch.cat((self.key, key[:, :, None]), dim=2)
-        self.value = torch.cat((self.value, value[:, :, None]), dim=2)
-        self.mask = torch.cat((self.mask, self.mask.new_ones(len(key), 1)), dim=1)
 
 
 @torch.no_grad()
 def decode_text(
-    model: XFusion,
+    model: XFusionModel,
     prompts: list[Sequence],
     *,
     tokenizer: Any,
@@ -48,14 +26,25 @@ def decode_text(
     do_sample: bool = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    context_features: Tensor | None = None,
 ) -> list[str]:
-    """Continues prompts until an end token or `max_new_tokens`; special tokens are left out of the text."""
+    """Continues prompts until an end token or `max_new_tokens`; special tokens are left out of the text.
+
+    context_features [Ic, n, F]: of all prompts' images, in order, where the tower reads features.
+    """
     stops = stop_ids(model.text_tower.language_model, tokenizer)
     continued: dict[int, list[int]] = {}
     with_images = [i for i, prompt in enumerate(prompts) if prompt.images]
     if with_images:
         ids = _decode_routed(
-            model, [prompts[i] for i in with_images], stops, max_new_tokens, do_sample, temperature, top_p
+            model,
+            [prompts[i] for i in with_images],
+            stops,
+            max_new_tokens,
+            do_sample,
+            temperature,
+            top_p,
+            context_features,
         )
         continued |= dict(zip(with_images, ids, strict=True))
     for i, prompt in enumerate(prompts):
@@ -65,7 +54,7 @@ def decode_text(
 
 
 def _decode_plain(
-    model: XFusion,
+    model: XFusionModel,
     prompt: Sequence,
     stops: set[int],
     max_new_tokens: int,
@@ -90,13 +79,14 @@ def _decode_plain(
 
 
 def _decode_routed(
-    model: XFusion,
+    model: XFusionModel,
     prompts: list[Sequence],
     stops: set[int],
     max_new_tokens: int,
     do_sample: bool,
     temperature: float,
     top_p: float,
+    context_features: Tensor | None,
 ) -> list[list[int]]:
     window, longest = model.text_tower.window, max(len(prompt) for prompt in prompts) + max_new_tokens - 1
     if window is not None and longest > window:
@@ -104,7 +94,7 @@ def _decode_routed(
             f"a prompt of {longest - max_new_tokens + 1} tokens and {max_new_tokens} new ones exceed the language "
             f"model's sliding window of {window}; lower max_new_tokens or shorten the prompt"
         )
-    hidden, caches = _prefill(model, prompts)
+    hidden, caches = _prefill(model, prompts, context_features)
     positions = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
     answers: list[list[int]] = [[] for _ in prompts]
     running = [True] * len(prompts)
@@ -120,8 +110,10 @@ def _decode_routed(
     return answers
 
 
-def _prefill(model: XFusion, prompts: list[Sequence]) -> tuple[Tensor, list[LayerCache]]:
-    """Runs the prompts: the state of each one's last token [B, D] after the last layer, and every layer's cache.
+def _prefill(
+    model: XFusionModel, prompts: list[Sequence], context_features: Tensor | None
+) -> tuple[Tensor, list[DecodeCaches]]:
+    """Runs the prompts: the state of each one's last token [B, D] after the last layer, and every layer's caches.
 
     A throwaway supervised token behind each prompt makes the plan compute all of the prompt's text.
     """
@@ -131,31 +123,46 @@ def _prefill(model: XFusion, prompts: list[Sequence]) -> tuple[Tensor, list[Laye
             raise ValueError("a prompt must end with text, so that an answer can follow")
     device = model.text_tower.language_model.device
     packed = pack(probes)
-    plan = build_plan(packed, window=model.text_tower.window).to(device)
+    plan = model.plan(packed).to(device)
     batch = packed.to(device)
-    prefilled = model.prefill(batch, plan, keep_text=True)
+    features = None if context_features is None else context_features.to(device)
+    prefilled = model.prefill(batch, plan, context_features=features, keep_text=True)
     assert prefilled.live is not None
     assert plan.live_groups is not None
     assert plan.live_text_groups is not None
     last = plan.supervised
     assert last.numel() == len(prompts), "each prompt has exactly one last token"
+    caches = _before_the_first_block(model, prompts, device)
+    for layer in range(len(caches), model.text_tower.num_layers):
+        index = model.block_at.get(layer)
+        groups = plan.live_text_groups if index is None else plan.live_groups
+        if isinstance(prefilled, Prefilled):
+            read = KeyValues(prefilled.text_key_values[layer - model.vision_tower.layers[0]])
+            groups = groups if plan.context_read.numel() else plan.live_text_groups
+        else:
+            read = KeyValues(prefilled.plain[layer]) if index is None else prefilled.key_values[index]
+        assert read.text is not None
+        vision = None
+        if model.vision_tower.blocks_run_text and read.vision is not None:
+            vision = _gather(*read.vision, groups, last)
+        caches.append(DecodeCaches(_gather(*read.text, groups, last), vision))
+    return prefilled.live[last], caches
 
-    text = model.text_tower
-    first = model.vision_tower.layers[0]
+
+def _before_the_first_block(model: XFusionModel, prompts: list[Sequence], device: torch.device) -> list[DecodeCaches]:
+    """Of the layers that no block stands beside yet: the language model's own, over each prompt's text."""
+    text, first = model.text_tower, model.vision_tower.layers[0]
+    if not first:
+        return []
     runs = [[t for span in prompt.spans if isinstance(span, TextSpan) for t in span.token_ids] for prompt in prompts]
     text_only = pack([Sequence((TextSpan(tuple(run), (False,) * len(run)),)) for run in runs])
     where = torch.cat([_text_positions(prompt) for prompt in prompts]).to(device)
     groups = plan_text_only(text_only).to(device)
-    caches: list[LayerCache] = []
-    if first:
-        states = text.frozen_states(text_only.token_ids.to(device), where, groups, list(range(first)))
-        rope = text.rope(where, states.dtype)
-        ends = torch.tensor([len(run) for run in runs], device=device).cumsum(0) - 1
-        caches = [_gather(*text.key_value(layer, states[layer], rope), groups, ends) for layer in range(first)]
-    for layer, (key, value) in enumerate(prefilled.text_key_values, start=first):
-        merged = layer in model.block_at and plan.context_read.numel() > 0
-        caches.append(_gather(key, value, plan.live_groups if merged else plan.live_text_groups, last))
-    return prefilled.live[last], caches
+    states = text.frozen_states(text_only.token_ids.to(device), where, groups, list(range(first)))
+    rope = text.rope(where, states.dtype)
+    ends = torch.tensor([len(run) for run in runs], device=device).cumsum(0) - 1
+    read = [text.key_value(layer, states[layer], rope) for layer in range(first)]
+    return [DecodeCaches(_gather(*key_value, groups, ends)) for key_value in read]
 
 
 def _text_positions(prompt: Sequence) -> Tensor:
@@ -176,24 +183,16 @@ def _gather(key: Tensor, value: Tensor, groups: Groups, last: Tensor) -> LayerCa
     return LayerCache(key[groups.keys].transpose(1, 2), value[groups.keys].transpose(1, 2), mask)
 
 
-def _step(model: XFusion, tokens: Tensor, positions: Tensor, caches: list[LayerCache]) -> Tensor:
+def _step(model: XFusionModel, tokens: Tensor, positions: Tensor, caches: list[DecodeCaches]) -> Tensor:
     """One token for every sample through all layers: [B] -> states [B, D]."""
-    text = model.text_tower
+    text, vision = model.text_tower, model.vision_tower
     hidden = text.embed(tokens)
     rope = text.rope(positions, hidden.dtype)
-    for module, cache in zip(text.layers, caches, strict=True):
-        layer: Any = module
-        x = attention_input(layer, hidden)
-        cache.append(*project_key_value(layer, x, rope))
-        query = project_query(layer, x, rope)
-        out = scaled_dot_product_attention(
-            query[:, :, None],
-            cache.key,
-            cache.value,
-            attn_mask=cache.mask[:, None, None],
-            scale=layer.self_attn.scaling,
-            enable_gqa=query.shape[1] != cache.key.shape[1],
-        )
-        hidden = hidden + attention_output(layer, out[:, :, 0])
-        hidden = hidden + mlp_output(layer, mlp_input(layer, hidden))
+    vision_rope = vision.rope(positions, hidden.dtype)
+    for layer, (module, cache) in enumerate(zip(text.layers, caches, strict=True)):
+        block = vision.blocks[model.block_at[layer]] if layer in model.block_at else None
+        if isinstance(block, FusedBlock):
+            hidden = block.decode(module, hidden, rope, vision_rope, cache)
+        else:
+            hidden = decode_layer(module, hidden, rope, cache.text)
     return hidden

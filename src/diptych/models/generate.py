@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,13 @@ from diptych.backbones.language import LanguageModel
 from diptych.config import Recipe
 from diptych.data.formats import Message
 from diptych.data.images import tensor_to_image
-from diptych.data.tokenize import build_prompt, drop_text
-from diptych.diffusion.sampler import SAMPLERS, guide
+from diptych.data.tokenize import build_prompt
 from diptych.models.conversation import Conversation, Part, check_options, parse_conversation
 from diptych.models.decoding import decode_text
-from diptych.models.xfusion import XFusion
-from diptych.nn.visibility import build_plan
-from diptych.sequence import ImageSpan, pack
+from diptych.models.drawing import draw_latents, guided_forms
+from diptych.models.xfusion_building import XFusionModel
+from diptych.nn.connector import reduce_tokens
+from diptych.sequence import ImageSpan
 
 
 class Morph:
@@ -29,15 +30,21 @@ class Morph:
     def __init__(
         self,
         *,
-        model: XFusion,
+        model: XFusionModel,
         language: LanguageModel,
         autoencoder: Any,
         recipe: Recipe,
+        encoder: Any = None,
+        transformer_config: dict[str, Any] | None = None,
         cache_dir: Path | None = None,
     ) -> None:
+        """`encoder`: of a tower that reads images as features; `transformer_config`: of one made of a diffusion
+        transformer."""
         self.model = model
         self.language = language
         self.autoencoder = autoencoder
+        self.encoder = encoder
+        self.transformer_config = transformer_config
         self.recipe = recipe
         self.cache_dir = cache_dir
 
@@ -55,7 +62,8 @@ class Morph:
         return self.language.tokenizer
 
     def frozen_hashes(self) -> dict[str, str]:
-        return {"language_model": self.language.hash, "autoencoder": self.autoencoder.hash}
+        hashes = {"language_model": self.language.hash, "autoencoder": self.autoencoder.hash}
+        return hashes if self.encoder is None else hashes | {"image_encoder": self.encoder.hash}
 
     def text_logits(self, input_ids: Tensor) -> Tensor:
         """Logits [B, T, vocabulary] of text alone: the language model's own, bit for bit."""
@@ -74,6 +82,7 @@ class Morph:
         generation_mode: Literal["auto", "text", "image"] = "auto",
         num_images: int = 1,
         guidance_scale: float | None = None,
+        image_guidance_scale: float = 1.0,
         num_inference_steps: int | None = None,
         sampler: str | None = None,
         negative_prompt: str = "",
@@ -87,7 +96,8 @@ class Morph:
         """Answers conversations in batches: a list of text and image parts for each.
 
         generation_mode: auto answers with text where the conversation holds an image, else with images. The noise of
-        image k of a conversation derives from (seed, k) alone, so that batching changes nothing.
+        image k of a conversation derives from (seed, k) alone, so that batching changes nothing. guidance_scale: to the
+        text; image_guidance_scale: to the request's images, for editing (objective.image_cond_dropout_prob).
         Raises ValueError for options out of range and for a conversation without a user turn.
         """
         check_options(
@@ -101,7 +111,7 @@ class Morph:
         if do_sample:
             torch.manual_seed(seed)
         parsed = [self._parse(messages) for messages in conversations]
-        draws = [generation_mode == "image" or (generation_mode == "auto" and not images) for _, images in parsed]
+        draws = [generation_mode == "image" or (generation_mode == "auto" and not one.latents) for one in parsed]
         answers: list[list[Part]] = [[] for _ in parsed]
         jobs = [(index, k) for index, drawn in enumerate(draws) if drawn for k in range(num_images)]
         for start in range(0, len(jobs), max_batch_size):
@@ -109,6 +119,7 @@ class Morph:
             drawn = self._draw(
                 [(parsed[index], k) for index, k in chunk],
                 scale=self.recipe.sample.guidance_scale if guidance_scale is None else guidance_scale,
+                image_scale=image_guidance_scale,
                 num_steps=num_inference_steps or self.recipe.sample.num_inference_steps,
                 sampler=sampler or self.recipe.sample.sampler,
                 negative_prompt=negative_prompt,
@@ -119,10 +130,12 @@ class Morph:
         writes = [index for index, drawn in enumerate(draws) if not drawn]
         for start in range(0, len(writes), max_batch_size):
             chunk_indices = writes[start : start + max_batch_size]
-            prompts = [self._prompt(*parsed[index]) for index in chunk_indices]
+            requests = [parsed[index] for index in chunk_indices]
+            seen = [feature for request in requests for feature in request.features]
             texts = decode_text(
                 self.model,
-                prompts,
+                [self._prompt(request.messages, request.latents) for request in requests],
+                context_features=torch.stack(seen) if seen else None,
                 tokenizer=self.tokenizer,
                 max_new_tokens=max_new_tokens,
                 do_sample=do_sample,
@@ -135,43 +148,49 @@ class Morph:
 
     def _draw(
         self,
-        jobs: list[tuple[tuple[tuple[Message, ...], list[Tensor]], int]],
+        jobs: list[tuple[Request, int]],
         *,
         scale: float,
+        image_scale: float,
         num_steps: int,
         sampler: str,
         negative_prompt: str,
         seed: int,
     ) -> list[Image.Image]:
-        """Samples one image per job. Conditional and unconditional prompts share a batch; clean states come once."""
-        if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}; choose one of: {', '.join(SAMPLERS)}")
+        """Samples one image per job. All guidance shares a batch; clean states come once."""
         tower = self.model.vision_tower
         embedder = tower.embedder
         shape = (embedder.latent_channels, embedder.latent_size, embedder.latent_size)
         target = ImageSpan(torch.zeros(shape), tower.num_image_tokens, is_target=True)
-        guided = scale != 1.0
-        prompts = [self._prompt(messages, images, then=target) for (messages, images), _ in jobs]
-        if guided:
-            prompts += [
-                self._prompt(_negative(messages, negative_prompt), images, then=target)
-                for (messages, images), _ in jobs
-            ]
-        packed = pack(prompts)
-        plan = build_plan(packed, window=self.model.text_tower.window).to(self.device)
-        batch = packed.to(self.device)
-        prefilled = self.model.prefill(batch, plan)
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            if not guided:
-                return self.model.denoise(x, t, batch, plan, prefilled)
-            both = self.model.denoise(torch.cat((x, x)), torch.cat((t, t)), batch, plan, prefilled)
-            conditional, unconditional = both.chunk(2)
-            return guide(conditional, unconditional, scale)
-
-        noise = torch.stack([torch.randn(shape, generator=_generator(seed, k)) for _, k in jobs])
-        shift = self.recipe.objective.timestep_shift
-        latents = SAMPLERS[sampler](velocity, noise.to(self.device), num_steps=num_steps, shift=shift)
+        forms = [
+            guided_forms(
+                request.messages, negative_prompt=negative_prompt, by_text=scale != 1, by_images=image_scale != 1
+            )
+            for request, _ in jobs
+        ]
+        prompts = [
+            [self._prompt(form, request.latents, then=target) for form, (request, _) in zip(column, jobs, strict=True)]
+            for column in zip(*forms, strict=True)
+        ]
+        features = [
+            request.features[part]
+            for column in zip(*forms, strict=True)
+            for form, (request, _) in zip(column, jobs, strict=True)
+            for message in form
+            for part in message.parts
+            if isinstance(part, int) and request.features
+        ]
+        latents = draw_latents(
+            self.model,
+            prompts,
+            torch.stack([torch.randn(shape, generator=_generator(seed, k)) for _, k in jobs]),
+            objective=self.recipe.objective,
+            guidance_scale=scale,
+            image_guidance_scale=image_scale,
+            num_steps=num_steps,
+            sampler=sampler,
+            context_features=torch.stack(features) if features else None,
+        )
         return [tensor_to_image(image) for image in self.autoencoder.decode(latents)]
 
     def _prompt(self, messages: tuple[Message, ...], images: list[Tensor], then: ImageSpan | None = None) -> Any:
@@ -184,20 +203,25 @@ class Morph:
             then=then,
         )
 
-    def _parse(self, conversation: Conversation) -> tuple[tuple[Message, ...], list[Tensor]]:
-        """Messages with image indices, and the clean latents of their images."""
+    def _parse(self, conversation: Conversation) -> Request:
         messages, pixels = parse_conversation(conversation, image_size=self.recipe.image_size)
-        return messages, list(self.autoencoder.encode(torch.stack(pixels)).cpu()) if pixels else []
+        latents = list(self.autoencoder.encode(torch.stack(pixels)).cpu()) if pixels else []
+        if not pixels or self.encoder is None:
+            return Request(messages, latents, [])
+        _, seen = parse_conversation(conversation, image_size=self.encoder.preprocessing.image_size)
+        features = reduce_tokens(self.encoder.features(torch.stack(seen)), self.model.vision_tower.embedder.num_patches)
+        return Request(messages, latents, list(features.cpu()))
+
+
+@dataclass(frozen=True)
+class Request:
+    """Messages with indices of images, and those images' clean latents [C, h, w]; features [n, F] of a tower that reads
+    them, otherwise none."""
+
+    messages: tuple[Message, ...]
+    latents: list[Tensor]
+    features: list[Tensor]
 
 
 def _generator(seed: int, image: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + image) % 2**63)
-
-
-def _negative(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    """The prompt to be guided away from: without text, or with `text` in the last user turn."""
-    emptied = list(drop_text(messages))
-    if text:
-        last = max(index for index, message in enumerate(emptied) if message.role == "user")
-        emptied[last] = Message("user", (*emptied[last].parts, text))
-    return tuple(emptied)

@@ -54,7 +54,9 @@ class TextStates:
         prefix = self._states(prefix_runs, self.layers, device)
         live_prefix = self._states(live_prefix_runs, self.every, device)
         live = []
-        if live_runs:
+        if live_runs and self.first == 0:  # nothing has happened to the embeddings yet
+            live = [self.tower.embed(batch.token_ids[plan.live])[None]]
+        elif live_runs:
             fronts = dict(zip(front_samples, live_prefix_runs, strict=True))
             whole = [_join(fronts.get(s, ((), ())), run) for s, run in zip(live_samples, live_runs, strict=True)]
             states = self._states(whole, [self.first], device)

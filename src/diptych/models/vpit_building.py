@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from diptych.config import LoraConfig, Recipe
+from diptych.config import Recipe
 from diptych.models.vpit import VPiT
 from diptych.nn.boundary_tokens import add_boundary_tokens
+from diptych.settings import LoraConfig
 
 
 def build_vpit(recipe: Recipe, language_model: Any, tokenizer: Any, *, feature_dim: int) -> VPiT:

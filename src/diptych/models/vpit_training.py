@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from diptych.config import Recipe, VPiTConfig
+from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.formats import Sample, naming_sample, read_sources
 from diptych.data.tokenize import build_sequence
@@ -25,6 +25,7 @@ from diptych.nn.chunked_loss import chunked_cross_entropy
 from diptych.nn.visual_losses import visual_loss
 from diptych.sequence import Batch, pack
 from diptych.sequence import Sequence as Stream
+from diptych.settings import VPiTConfig
 
 NUM_MEASURED = 32
 

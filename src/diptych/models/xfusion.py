@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from diptych.models.text_states import FrozenText, TextStates
-from diptych.nn.towers.dual import KeyValue, VisionTower
 from diptych.nn.towers.text import TextTower
-from diptych.nn.visibility import RoutingPlan
+from diptych.nn.towers.tower_parts import KeyValue
+from diptych.nn.towers.vision_tower import VisionTower
+from diptych.nn.visibility import RoutingPlan, build_plan
 from diptych.sequence import Batch
 
 
@@ -25,12 +26,25 @@ class Prefilled:
 
     text_key_values: for each layer from the first vision block's on, the keys and values of (live_prefix, live,
     context image) as the text tower reads them; kept only on request, for decoding. pooled [It, d]: see `pool_text`.
+    aligned [Nc, d]: context images behind the block that is aligned, if one is.
     """
 
     key_values: list[KeyValue | None]
     live: Tensor | None
     text_key_values: list[KeyValue]
     pooled: Tensor | None = None
+    aligned: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """velocity [It, C, h, w] of target images, logits at supervised tokens; image states behind the aligned block, of
+    context [Nc, d] and of target images [Nt, d]. None where absent."""
+
+    velocity: Tensor | None
+    logits: Tensor | None
+    context_states: Tensor | None
+    target_states: Tensor | None
 
 
 class XFusion(nn.Module):
@@ -43,10 +57,25 @@ class XFusion(nn.Module):
         self.text_states = text_states
         self.block_at = {layer: index for index, layer in enumerate(vision_tower.layers)}
 
+    def plan(self, batch: Batch) -> RoutingPlan:
+        """Who computes what of a batch. Errors: see `build_plan`."""
+        return build_plan(batch, window=self.text_tower.window)
+
     def prefill(
-        self, batch: Batch, plan: RoutingPlan, frozen: FrozenText | None = None, *, keep_text: bool = False
+        self,
+        batch: Batch,
+        plan: RoutingPlan,
+        frozen: FrozenText | None = None,
+        *,
+        context_t: Tensor | None = None,
+        context_features: Tensor | None = None,
+        keep_text: bool = False,
     ) -> Prefilled:
-        """Runs clean images and live text through the layers. `frozen`: given states; None: from `text_states`."""
+        """Runs clean images and live text through the layers. `frozen`: given states; None: from `text_states`.
+
+        context_t [Ic]: times that the context images, in their order, are noised to; None: they are clean.
+        context_features [Ic, patches, F]: of a tower that reads features.
+        """
         frozen = self.text_states.gather(batch, plan) if frozen is None else frozen
         vision, text = self.vision_tower, self.text_tower
         positions = batch.positions
@@ -58,7 +87,7 @@ class XFusion(nn.Module):
         image = time = image_rope = None
         if plan.context.numel():
             latents = batch.images[~batch.image_is_target]
-            image, time = vision.embed(latents, torch.zeros(len(latents), device=latents.device))
+            image, time = vision.embed_context(latents, context_t, context_features)
             image_rope = vision.rope(positions[plan.context], image.dtype)
         read_text = torch.cat((plan.prefix, plan.live[plan.live_read]))
         read_rope = vision.rope(positions[read_text], dtype)
@@ -66,6 +95,7 @@ class XFusion(nn.Module):
         front_rope = text.rope(positions[plan.live_prefix], dtype)
         seen_rope = text.rope(positions[plan.context[plan.context_read]], dtype)
         last = len(vision.blocks) - 1
+        aligned = None
         key_values: list[KeyValue | None] = []
         text_key_values: list[KeyValue] = []
         for layer in range(vision.layers[0], text.num_layers):
@@ -85,6 +115,8 @@ class XFusion(nn.Module):
                     read=plan.context_read if live is not None else None,
                 )
                 key_values.append(key_value)
+                if index == vision.aligned_block:
+                    aligned = image
             if live is not None:
                 before = None
                 if plan.live_prefix.numel():
@@ -97,25 +129,56 @@ class XFusion(nn.Module):
                     text_key_values.append(kept)
             elif index == last:
                 break
-        return Prefilled(key_values, live, text_key_values, pooled)
+        return Prefilled(key_values, live, text_key_values, pooled, aligned)
 
     def denoise(self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, prefilled: Prefilled) -> Tensor:
         """Velocity of noised images: latents [It, C, h, w] at times t [It] -> the same shape."""
-        vision = self.vision_tower
+        return self._denoise(latents, t, batch, plan, prefilled)[0]
+
+    def _denoise(
+        self, latents: Tensor, t: Tensor, batch: Batch, plan: RoutingPlan, prefilled: Prefilled
+    ) -> tuple[Tensor, Tensor | None]:
+        """And the images behind the block that is aligned, if one is."""
+        vision, aligned = self.vision_tower, None
         image, time = vision.embed(latents, t, prefilled.pooled)
         rope = vision.rope(batch.positions[plan.target], image.dtype)
-        for block, before in zip(vision.blocks, prefilled.key_values, strict=True):
+        for index, (block, before) in enumerate(zip(vision.blocks, prefilled.key_values, strict=True)):
             image, _, _ = block(image, image_rope=rope, time=time, groups=plan.target_groups, before=before)
-        return vision.velocity(image, time)
+            if index == vision.aligned_block:
+                aligned = image
+        return vision.velocity(image, time), aligned
 
     def forward(
-        self, batch: Batch, plan: RoutingPlan, noised: Tensor, t: Tensor, frozen: FrozenText | None = None
+        self,
+        batch: Batch,
+        plan: RoutingPlan,
+        noised: Tensor,
+        t: Tensor,
+        frozen: FrozenText | None = None,
+        *,
+        context_t: Tensor | None = None,
+        context_features: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Velocity of target images [It, C, h, w], logits at supervised tokens [.., vocabulary]; None where absent."""
-        prefilled = self.prefill(batch, plan, frozen)
-        velocity = logits = None
+        out = self.outputs(batch, plan, noised, t, frozen, context_t=context_t, context_features=context_features)
+        return out.velocity, out.logits
+
+    def outputs(
+        self,
+        batch: Batch,
+        plan: RoutingPlan,
+        noised: Tensor,
+        t: Tensor,
+        frozen: FrozenText | None = None,
+        *,
+        context_t: Tensor | None = None,
+        context_features: Tensor | None = None,
+    ) -> Outputs:
+        """What `forward` gives, and the image states that are aligned."""
+        prefilled = self.prefill(batch, plan, frozen, context_t=context_t, context_features=context_features)
+        velocity = logits = aligned = None
         if plan.target.numel():
-            velocity = self.denoise(noised, t, batch, plan, prefilled)
+            velocity, aligned = self._denoise(noised, t, batch, plan, prefilled)
         if prefilled.live is not None and plan.supervised.numel():
             logits = self.text_tower.logits(prefilled.live[plan.supervised])
-        return velocity, logits
+        return Outputs(velocity, logits, prefilled.aligned, aligned)

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from diptych.backbones.skeletons import build_encoder_skeleton
 from diptych.config import Recipe
 from diptych.data.tensor_cache import TensorCache
+from diptych.models.fused import FusedXFusion
 from diptych.models.text_states import TextStates
 from diptych.models.xfusion import XFusion
-from diptych.nn.towers.dual import VisionTower
+from diptych.nn.towers.diffusion_layers import PretrainedTower
 from diptych.nn.towers.text import TextTower
+from diptych.nn.towers.vision_tower import VisionTower
+from diptych.settings import AlignmentConfig, ImageInputConfig, VisionTowerConfig
+
+XFusionModel = XFusion | FusedXFusion
 
 
 def build_xfusion(
@@ -21,12 +27,15 @@ def build_xfusion(
     downsampling: int,
     language_hash: str = "",
     cache_dir: Path | None = None,
-) -> XFusion:
+    pretrained: PretrainedTower | None = None,
+) -> XFusionModel:
     """Builds the model around a frozen language model. Widths that the recipe leaves out are the language model's.
 
+    pretrained: the diffusion transformer that the recipe names, taken apart; it has its own widths.
     cache_dir: where frozen text states are kept; None: computed anew for every batch.
     Raises ValueError for a family that cannot be routed, layers that do not exist, and sizes that do not divide.
     """
+    assert recipe.vision_tower.match is None, "match_widths comes first (models/accounts/width_matching.py)"
     text_tower = TextTower(language_model)
     config, tower = language_model.config, recipe.vision_tower
     layers = tower.layers if tower.layers is not None else tuple(range(text_tower.num_layers))
@@ -40,17 +49,30 @@ def build_xfusion(
             f"image_size {recipe.image_size} is not a multiple of {downsampling * tower.patch_size} "
             f"(the autoencoder's {downsampling} times vision_tower.patch_size {tower.patch_size})"
         )
+    if pretrained is not None:
+        _check_pretrained(pretrained, tower, num_layers=len(layers), latent_channels=latent_channels)
     hidden = tower.hidden_size or config.hidden_size
     symmetric = hidden == config.hidden_size and not (
         tower.intermediate_size or tower.num_attention_heads or tower.num_key_value_heads
     )
+    projection = tower.layer_design == "projection"
+    if projection:
+        symmetric = hidden == config.hidden_size and not tower.intermediate_size
     heads = tower.num_attention_heads or (config.num_attention_heads if symmetric else max(1, hidden // 64))
     key_value_heads = tower.num_key_value_heads or (config.num_key_value_heads if symmetric else heads)
-    if not symmetric and (hidden % heads or heads % key_value_heads or (hidden // heads) % 2):
+    head_dim = None
+    if projection:
+        heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if not symmetric and not projection and (hidden % heads or heads % key_value_heads or (hidden // heads) % 2):
         raise ValueError(
             f"vision_tower.hidden_size {hidden} must be an even multiple of num_attention_heads {heads}, and the heads "
             f"a multiple of num_key_value_heads {key_value_heads}"
         )
+    intermediate = tower.intermediate_size or (config.intermediate_size if symmetric else 4 * hidden)
+    if pretrained is not None:
+        symmetric, hidden, intermediate = False, pretrained.width, pretrained.mlp_width
+        heads = key_value_heads = pretrained.num_heads
     vision_tower = VisionTower(
         language_model,
         layers=layers,
@@ -58,17 +80,46 @@ def build_xfusion(
         latent_size=recipe.image_size // downsampling,
         patch_size=tower.patch_size,
         hidden_size=hidden,
-        intermediate_size=tower.intermediate_size or (config.intermediate_size if symmetric else 4 * hidden),
+        intermediate_size=intermediate,
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         adaln=tower.time_conditioning == "adaln",
         boundary_tokens=tower.boundary_tokens,
         copy_layers=symmetric,
         text_pooling=tower.text_pooling,
+        layer_design=tower.layer_design,
+        x_fuse=tower.x_fuse,
+        head_dim=head_dim,
+        pretrained=pretrained,
     )
+    if recipe.image_input is not None:
+        vision_tower.read_features(_feature_dim(recipe.image_input))
+    if recipe.alignment is not None:
+        wanted = recipe.alignment
+        vision_tower.align(wanted.layer, _feature_dim(wanted), projector=wanted.projector)
     cache = None
     if cache_dir is not None:
         cache = TensorCache(
             cache_dir, key=f"text-{language_hash[:16]}-{text_tower.language_model.dtype}".replace(".", "-")
         )
-    return XFusion(text_tower, vision_tower, TextStates(text_tower, layers, cache))
+    kind = FusedXFusion if vision_tower.is_fused else XFusion
+    return kind(text_tower, vision_tower, TextStates(text_tower, layers, cache))
+
+
+def _check_pretrained(
+    pretrained: PretrainedTower, tower: VisionTowerConfig, *, num_layers: int, latent_channels: int
+) -> None:
+    for what, own, wanted in (
+        ("blocks, so vision_tower.layers must name as many layers", len(pretrained.layers), num_layers),
+        ("latent channels, as the autoencoder must have", pretrained.latent_channels, latent_channels),
+        ("pixels of latent to a patch: set vision_tower.patch_size", pretrained.patch_size, tower.patch_size),
+    ):
+        if own != wanted:
+            raise ValueError(f"diffusion transformer {tower.diffusion_transformer!r} has {own} {what}; got {wanted}")
+
+
+def _feature_dim(wanted: AlignmentConfig | ImageInputConfig) -> int:
+    encoder = build_encoder_skeleton(
+        wanted.image_encoder, layer=wanted.encoder_layer, image_size=wanted.encoder_image_size
+    )
+    return encoder.feature_dim

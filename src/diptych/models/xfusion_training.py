@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,30 +13,42 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.formats import naming_sample, read_sources
 from diptych.data.tokenize import build_sequence
-from diptych.diffusion.path import add_noise, sample_times, velocity_target
+from diptych.diffusion.path import add_noise, prediction_target, sample_times
 from diptych.models.checkpoint import save_morph
-from diptych.models.encoded_images import image_latents
+from diptych.models.encoded_images import EncodedImages, image_features, image_latents
 from diptych.models.generate import Morph
 from diptych.models.method import LossSum
-from diptych.nn.visibility import RoutingPlan, build_plan
-from diptych.sequence import Batch, pack
+from diptych.models.xfusion import Outputs
+from diptych.nn.alignment import alignment_loss
+from diptych.nn.visibility import RoutingPlan
+from diptych.sequence import Batch, ImageSpan, pack
 from diptych.sequence import Sequence as Stream
+from diptych.settings import AlignmentConfig, ObjectiveConfig
 
 NUM_PROMPTS_MEASURED = 256
 
 
 @dataclass(frozen=True)
 class XFusionBatch:
-    """A packed batch with its routing plan, and the noise [It, C, h, w] and times [It] of its target images."""
+    """A packed batch with its routing plan, and the noise [It, C, h, w] and times [It] of its target images.
+
+    context_t [Ic]: times that its context images are noised to; empty where they are clean. context_features
+    [Ic, n, F]: of context images, where the tower reads features. features [I, n, F]: of all its images, by the encoder
+    that the tower is aligned to. Empty where there are none.
+    """
 
     batch: Batch
     plan: RoutingPlan
     noise: Tensor
     t: Tensor
+    context_t: Tensor
+    context_features: Tensor
+    features: Tensor
 
     def to(self, device: torch.device | str) -> XFusionBatch:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
@@ -44,17 +57,33 @@ class XFusionBatch:
 class XFusionTraining(nn.Module):
     """Trains the vision tower of a morph; the language model stays as it is. Implements `Method`."""
 
-    def __init__(self, recipe: Recipe, morph: Morph) -> None:
+    def __init__(self, recipe: Recipe, morph: Morph, *, encoder: Any = None) -> None:
+        """`encoder`: in place of the one that `alignment` names."""
         super().__init__()
+        if recipe.vision_tower.layer_design == "single":
+            note = "layer_design single trains the language model itself: text alone will not stay as it was"
+            print(f"note: {note}", file=sys.stderr)
         self.recipe = recipe
         self.model = morph.model
         self.morph = morph
         self.loss_weights = {"ce": recipe.objective.ce_weight, "flow": recipe.objective.flow_weight}
         self.sources = read_sources(recipe.data)
         self.latents = image_latents(morph.autoencoder, recipe.image_size, cache_dir=morph.cache_dir)
-        self.latents.prepare({image for samples in self.sources for sample in samples for image in sample.images})
-        self._streams: dict[tuple[int, int, bool], Stream] = {}
-        self._standardise_text()
+        images = {image for samples in self.sources for sample in samples for image in sample.images}
+        self.latents.prepare(images)
+        self.features = None
+        if recipe.alignment is not None:
+            self.loss_weights["align"] = recipe.alignment.weight
+            self.features = _aligned_features(recipe.alignment, morph, encoder)
+            self.features.prepare(images)
+        self.read_features = None
+        if morph.encoder is not None:
+            num_patches = morph.model.vision_tower.embedder.num_patches
+            self.read_features = image_features(morph.encoder, num_patches, cache_dir=morph.cache_dir)
+            self.read_features.prepare(images)
+        self._streams: dict[tuple[int, int, bool, bool], Stream] = {}
+        if recipe.vision_tower.init_from is None:
+            self._standardise_text()
 
     @torch.no_grad()
     def _standardise_text(self) -> None:
@@ -75,11 +104,22 @@ class XFusionTraining(nn.Module):
 
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> XFusionBatch:
         objective = self.recipe.objective
-        streams, noise, times = [], [], []
+        streams, noise, times, context_times, features, read_features = [], [], [], [], [], []
         for draw, source, index in picks:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
-            dropped = torch.rand((), generator=generator).item() < objective.text_cond_dropout_prob
-            stream = self._stream(source, index, dropped and self._draws(source, index))
+            without_images, without_text = False, False
+            if self._draws(source, index):
+                drawn = torch.rand((), generator=generator).item()
+                without_images = drawn < objective.image_cond_dropout_prob
+                without_text = drawn < objective.image_cond_dropout_prob + objective.text_cond_dropout_prob
+            stream = self._stream(source, index, without_text, without_images)
+            if self.features is not None:
+                features += [self.features.load(span.source) for span in stream.images]
+            if self.read_features is not None:
+                read_features += [self.read_features.load(i.source) for i in stream.images if not i.is_target]
+            if objective.context_noise:
+                stream, noised_to = _noise_context(stream, objective, generator)
+                context_times += noised_to
             streams.append(replace(stream, draw=draw))
             for span in stream.images:
                 if span.is_target:
@@ -96,13 +136,17 @@ class XFusionTraining(nn.Module):
         empty = torch.zeros(0)
         return XFusionBatch(
             batch=batch,
-            plan=build_plan(batch, window=self.model.text_tower.window),
+            plan=self.model.plan(batch),
             noise=torch.stack(noise) if noise else empty,
             t=torch.cat(times) if times else empty,
+            context_t=torch.stack(context_times) if context_times else empty,
+            context_features=torch.stack(read_features) if read_features else empty,
+            features=torch.stack(features) if features else empty,
         )
 
     def loss_counts(self, batch: XFusionBatch) -> dict[str, float]:
-        return {"ce": float(batch.plan.labels.numel()), "flow": float(batch.noise.numel())}
+        counts = {"ce": float(batch.plan.labels.numel()), "flow": float(batch.noise.numel())}
+        return counts if self.features is None else counts | {"align": float(batch.features[..., :1].numel())}
 
     def forward(self, batch: XFusionBatch) -> dict[str, LossSum]:
         packed, plan = batch.batch, batch.plan
@@ -110,13 +154,28 @@ class XFusionTraining(nn.Module):
         noised = target = batch.noise
         if batch.noise.numel():
             data = packed.images[packed.image_is_target]
-            noised = add_noise(data, batch.noise, batch.t)
-            target = velocity_target(data, batch.noise)
-        velocity, logits = self.model(packed, plan, noised, batch.t)
+            path = self.recipe.objective
+            noised = add_noise(data, batch.noise, batch.t, schedule=path.schedule)
+            target = prediction_target(data, batch.noise, batch.t, prediction=path.prediction, schedule=path.schedule)
+        context_t = batch.context_t if batch.context_t.numel() else None
+        read = batch.context_features if batch.context_features.numel() else None
+        out = self.model.outputs(packed, plan, noised, batch.t, context_t=context_t, context_features=read)
+        velocity, logits = out.velocity, out.logits
         zero = torch.zeros((), device=packed.token_ids.device)
         flow = zero if velocity is None else (velocity.float() - target).square().sum()
         ce = zero if logits is None else cross_entropy(logits.float(), plan.labels, reduction="sum")
-        return {"ce": LossSum(ce, counts["ce"]), "flow": LossSum(flow, counts["flow"])}
+        losses = {"ce": LossSum(ce, counts["ce"]), "flow": LossSum(flow, counts["flow"])}
+        if self.features is not None:
+            losses["align"] = LossSum(self._align(batch, out, zero), counts["align"])
+        return losses
+
+    def _align(self, batch: XFusionBatch, out: Outputs, zero: Tensor) -> Tensor:
+        is_target, total = batch.batch.image_is_target, zero
+        for states, chosen in ((out.context_states, ~is_target), (out.target_states, is_target)):
+            if states is not None:
+                predicted = self.model.vision_tower.predict_features(states)
+                total = total + alignment_loss(predicted, batch.features[chosen])
+        return total
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.vision_tower.named_parameters())
@@ -152,8 +211,8 @@ class XFusionTraining(nn.Module):
         messages = self.sources[source][index].messages
         return any(isinstance(part, int) for m in messages if m.role == "assistant" for part in m.parts)
 
-    def _stream(self, source: int, index: int, unconditional: bool) -> Stream:
-        key = (source, index, unconditional)
+    def _stream(self, source: int, index: int, without_text: bool, without_images: bool) -> Stream:
+        key = (source, index, without_text, without_images)
         if key not in self._streams:
             with naming_sample(self.recipe.data, source, index):
                 self._streams[key] = build_sequence(
@@ -162,7 +221,34 @@ class XFusionTraining(nn.Module):
                     template=self.recipe.template,
                     load_image=self.latents.load,
                     num_image_tokens=self.model.vision_tower.num_image_tokens,
-                    unconditional=unconditional,
+                    unconditional=without_text,
+                    without_images=without_images,
                     max_length=self.recipe.data.max_length,
                 )
         return self._streams[key]
+
+
+def _aligned_features(alignment: AlignmentConfig, morph: Morph, encoder: Any) -> EncodedImages:
+    """The encoder's features, on the grid of the tower's patches."""
+    encoder = encoder or load_image_encoder(
+        alignment.image_encoder, layer=alignment.encoder_layer, image_size=alignment.encoder_image_size
+    )
+    encoder.to(morph.device)
+    num_patches = morph.model.vision_tower.embedder.num_patches
+    return image_features(encoder, num_patches, cache_dir=morph.cache_dir)
+
+
+def _noise_context(
+    stream: Stream, objective: ObjectiveConfig, generator: torch.Generator
+) -> tuple[Stream, list[Tensor]]:
+    """The stream with each context image noised to a time of its own, uniform up to `context_noise`; those times."""
+    spans, times = [], []
+    for span in stream.spans:
+        if isinstance(span, ImageSpan) and not span.is_target:
+            t = objective.context_noise * torch.rand((), generator=generator)
+            noise = torch.randn(span.image.shape, generator=generator)
+            noised = add_noise(span.image[None], noise[None], t[None], schedule=objective.schedule)[0]
+            span = replace(span, image=noised)
+            times.append(t)
+        spans.append(span)
+    return replace(stream, spans=tuple(spans)), times

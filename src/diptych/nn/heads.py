@@ -23,6 +23,11 @@ def unpatchify(tokens: Tensor, *, channels: int, size: int, patch_size: int) -> 
     return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size)
 
 
+def image_tokens(latent_size: int, patch_size: int, *, boundary_tokens: bool) -> int:
+    """How many tokens an image is."""
+    return (latent_size // patch_size) ** 2 + (2 if boundary_tokens else 0)
+
+
 class ImageEmbedder(nn.Module):
     """Linear patchify (X-Fusion section 3, tokens), a learned position per patch, learned [BOI] and [EOI] around."""
 
@@ -40,7 +45,7 @@ class ImageEmbedder(nn.Module):
         self.patch_size = patch_size
         self.num_patches = (latent_size // patch_size) ** 2
         self.patch_width = latent_channels * patch_size**2
-        self.num_tokens = self.num_patches + (2 if boundary_tokens else 0)
+        self.num_tokens = image_tokens(latent_size, patch_size, boundary_tokens=boundary_tokens)
         self.linear = nn.Linear(self.patch_width, width)
         self.position = nn.Parameter(torch.randn(self.num_patches, width) * 0.02)
         self.boundary = nn.Parameter(torch.randn(2, width) * 0.02) if boundary_tokens else None
@@ -48,10 +53,32 @@ class ImageEmbedder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """[I, C, h, w] -> [I, n, d]."""
         tokens = self.linear(patchify(latents, self.patch_size)) + self.position
-        if self.boundary is None:
-            return tokens
-        first, last = self.boundary[:, None].expand(2, len(tokens), -1).unsqueeze(2)
-        return torch.cat((first, tokens, last), dim=1)
+        return add_boundary(tokens, self.boundary)
+
+
+def add_boundary(tokens: Tensor, boundary: Tensor | None) -> Tensor:
+    """[I, n, d] -> [I, n + 2, d] between the two rows of `boundary` [2, d]; as it is where there is none."""
+    if boundary is None:
+        return tokens
+    first, last = boundary[:, None].expand(2, len(tokens), -1).unsqueeze(2)
+    return torch.cat((first, tokens, last), dim=1)
+
+
+class FeatureEmbedder(nn.Module):
+    """An image encoder's features where patches of latents would stand: a linear map, then as in `ImageEmbedder`."""
+
+    def __init__(self, feature_dim: int, *, num_patches: int, width: int, boundary_tokens: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(feature_dim, width)
+        self.position = nn.Parameter(torch.randn(num_patches, width) * 0.02)
+        self.boundary = nn.Parameter(torch.randn(2, width) * 0.02) if boundary_tokens else None
+        # Features are of length 1; the tower's patches are of unit variance.
+        nn.init.normal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[I, patches, F] -> [I, n, d]."""
+        return add_boundary(self.linear(features) + self.position, self.boundary)
 
 
 class TimeEmbedding(nn.Module):
@@ -88,7 +115,7 @@ class VelocityHead(nn.Module):
         self.channels, self.size = embedder.latent_channels, embedder.latent_size
         self.patch_size, self.num_patches = embedder.patch_size, embedder.num_patches
         self.num_tokens = embedder.num_tokens
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm: nn.Module = nn.RMSNorm(width, eps=1e-6)
         self.modulation = nn.Linear(width, 2 * width) if adaln else None
         self.linear = nn.Linear(width, embedder.patch_width)
         for module in (self.modulation, self.linear):

@@ -67,9 +67,13 @@ class RoutingPlan:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
 
-def build_plan(batch: Batch, *, window: int | None = None) -> RoutingPlan:
+def build_plan(
+    batch: Batch, *, window: int | None = None, joint: bool = False, is_text_frozen: bool = True
+) -> RoutingPlan:
     """Builds the routing plan of a packed batch.
 
+    `joint`: both towers read the same tokens, all that anything depends on, so that both key lists are prefix, live,
+    context. `is_text_frozen` False: no text is the frozen language model's own, all of it is live.
     `window`: the language model's sliding window in tokens; a sample longer than it raises ValueError, since the
     routed attention reaches back to the start.
     """
@@ -94,13 +98,15 @@ def build_plan(batch: Batch, *, window: int | None = None) -> RoutingPlan:
         first_clean = next((p for p in positions if image_ids[p] != TEXT and not is_target[image_ids[p]]), end)
         last_image = next((p for p in reversed(positions) if image_ids[p] != TEXT), start - 1)
         last_label = next((p for p in reversed(positions) if labels[p] != IGNORE_INDEX), start - 1)
-        before = [p for p in range(start, first_clean) if image_ids[p] == TEXT]
-        after = [p for p in range(first_clean, max(last_image, last_label) + 1) if image_ids[p] == TEXT]
-        live_read += [len(live) + i for i, p in enumerate(after) if p < last_image]
+        first_live = first_clean if is_text_frozen else start
+        before = [p for p in range(start, first_live) if image_ids[p] == TEXT]
+        after = [p for p in range(first_live, max(last_image, last_label) + 1) if image_ids[p] == TEXT]
+        read_before = [p for p in before if p < last_image or (joint and after)]
+        live_read += [len(live) + i for i, p in enumerate(after) if p < last_image or joint]
         live += after
-        live_prefix += before if after else []
-        prefix += [p for p in before if p < last_image]
-        last_live = after[-1] if after else start - 1
+        live_prefix += read_before if joint else before if after else []
+        prefix += read_before
+        last_live = end if joint else after[-1] if after else start - 1
         for p in positions:
             if image_ids[p] == TEXT:
                 continue

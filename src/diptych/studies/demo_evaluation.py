@@ -14,7 +14,7 @@ from PIL import Image
 
 from diptych.backbones.language import load_language_model
 from diptych.backbones.vision import load_image_encoder
-from diptych.config import Recipe, SampleConfig
+from diptych.config import Recipe
 from diptych.data.builders.data_card import read_card
 from diptych.data.builders.emoji import QUESTIONS
 from diptych.data.formats import Sample, read_samples
@@ -24,6 +24,7 @@ from diptych.evaluate.machine import describe_machine
 from diptych.evaluate.naming import ask_about_images, is_named
 from diptych.evaluate.retrieval import embed_images, retrieval_ranks, retrieval_score
 from diptych.evaluate.scores import Score, share
+from diptych.settings import SampleConfig
 from diptych.studies.visual_token_evaluation import VisualScore, evaluate_visual_tokens
 
 Progress = Callable[[str, int, int], None]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from diptych.config import TrainConfig
+from diptych.settings import TrainConfig
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -10,7 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
-from tiny_xfusion import build_language, build_streams, build_xfusion, prepare
+from diptych.models.accounts.fused_formulas import fused_step_flops
+from diptych.models.fused import FusedXFusion
+from diptych.sequence import pack
+from tiny_xfusion import build_language, build_streams, build_xfusion, noise_of
 
 DRAW = [("text", 12), ("target", 1)]
 READ = [("text", 3), ("context", 1), ("text", 5), ("answer", 4)]
@@ -18,7 +21,9 @@ EDIT = [("text", 4), ("context", 1), ("text", 6), ("target", 1)]
 
 
 def count(model: Any, shapes: list[list[tuple[str, int]]]) -> tuple[float, float, float, dict[str, Any], float]:
-    batch, plan, noised, t = prepare(build_streams(shapes, model))
+    batch = pack(build_streams(shapes, model))
+    plan, (noised, t) = model.plan(batch), noise_of(batch)
+    formula: Any = fused_step_flops if isinstance(model, FusedXFusion) else step_flops
     with FlopCounterMode(display=False) as frozen_counter, sdpa_kernel(SDPBackend.MATH):
         frozen = model.text_states.gather(batch, plan)
     with sdpa_kernel(SDPBackend.MATH):
@@ -31,7 +36,7 @@ def count(model: Any, shapes: list[list[tuple[str, int]]]) -> tuple[float, float
         forward_counter.get_total_flops(),
         backward_counter.get_total_flops(),
         frozen_counter.get_total_flops(),
-        step_flops(model, batch, plan),
+        formula(model, batch, plan),
         frozen_text_flops(model, batch, plan).forward,
     )
 
@@ -45,6 +50,32 @@ def test_formulas_equal_the_counter(shape: list[tuple[str, int]], symmetric: boo
     assert sum(part.forward for part in parts.values()) == pytest.approx(forward, rel=0.03)
     assert sum(part.backward for part in parts.values()) == pytest.approx(backward, rel=0.03)
     assert frozen_formula == pytest.approx(frozen, rel=0.03)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "narrow"])
+@pytest.mark.parametrize("shape", [DRAW, READ, EDIT], ids=["draw", "read", "edit"])
+@pytest.mark.parametrize(
+    "design",
+    [
+        {"x_fuse": "text"},
+        {"x_fuse": "image"},
+        {"x_fuse": "both"},
+        {"layer_design": "gated"},
+        {"layer_design": "projection"},
+        {"layer_design": "single"},
+    ],
+    ids=lambda design: "-".join(design.values()),
+)
+def test_formulas_of_every_design_equal_the_counter(
+    design: dict[str, Any], shape: list[tuple[str, int]], symmetric: bool
+) -> None:
+    if design.get("layer_design") == "single" and not symmetric:
+        return
+    language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
+    model = build_xfusion(symmetric=symmetric, language=language, layers=(0, 1, 2, 3), **design)
+    forward, backward, _, parts, _ = count(model, [shape] * 4)
+    assert sum(part.forward for part in parts.values()) == pytest.approx(forward, rel=0.03)
+    assert sum(part.backward for part in parts.values()) == pytest.approx(backward, rel=0.03)
 
 
 def test_drawing_with_cached_text_costs_the_text_tower_nothing() -> None:

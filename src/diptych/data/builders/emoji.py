@@ -63,7 +63,8 @@ class BuiltSet:
         counts = self.card.counts
         verb = "built" if self.is_new else "already there, nothing to do:"
         samples = sum(self.card.num_samples.values())
-        return f"{verb} {self.folder}: {counts['concepts']} concepts, {counts['images']} images, {samples} samples"
+        held = ", ".join(f"{count} {what}" for what, count in list(counts.items())[:2])
+        return f"{verb} {self.folder}: {held}, {samples} samples"
 
 
 def draw_prompt(name: str, style: str) -> str:

@@ -36,7 +36,7 @@ class FirstStreams:
 def find_tokenizer(recipe: Recipe) -> Any:
     """The recipe's tokenizer if that needs no download; None otherwise."""
     name = recipe.language_model
-    here = find_asset(name).is_fetched if name in EMBEDDED_LANGUAGE_MODELS else Path(name).is_dir()
+    here = find_asset(name).is_fetched if name in EMBEDDED_LANGUAGE_MODELS else any(Path(name).glob("*.safetensors"))
     return load_tokenizer(name, trust_remote_code=recipe.trust_remote_code) if here else None
 
 

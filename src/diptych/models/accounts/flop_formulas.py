@@ -16,6 +16,7 @@ from torch import nn
 
 from diptych.models.accounts.run_account import Flops
 from diptych.models.xfusion import XFusion
+from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.attention import Groups
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch
@@ -66,14 +67,14 @@ def step_flops(model: XFusion, batch: Batch, plan: RoutingPlan) -> dict[str, Flo
     return {
         "vision tower, image tokens": _vision_blocks(model, batch, plan),
         "vision tower, text it reads": _text_read_by_vision(model, plan),
-        "image embedder, time and head": _embedder_and_head(model, batch),
+        "image embedder, time and head": embedder_and_head_flops(model, batch),
         "text tower, text after an image": _live_text(model, plan),
         "text tower, images and text it reads": _read_by_live_text(model, plan),
         "language model head": _language_head(model, plan),
     }
 
 
-def frozen_text_flops(model: XFusion, batch: Batch, plan: RoutingPlan) -> Flops:
+def frozen_text_flops(model: XFusionModel, batch: Batch, plan: RoutingPlan) -> Flops:
     """Of the frozen text states of a batch, computed with no gradient when they are not in the cache.
 
     Attention is reckoned as for one sample after the other, each over itself.
@@ -131,7 +132,8 @@ def _text_read_by_vision(model: XFusion, plan: RoutingPlan) -> Flops:
     return total
 
 
-def _embedder_and_head(model: XFusion, batch: Batch) -> Flops:
+def embedder_and_head_flops(model: XFusionModel, batch: Batch) -> Flops:
+    """Of what stands before the blocks and behind them, in every layer design."""
     vision: Any = model.vision_tower
     embedder, head = vision.embedder, vision.head
     num_targets = int(batch.image_is_target.sum())

@@ -56,7 +56,8 @@ class RunAccount:
     """The account of a recipe. Bytes and FLOPs are plain numbers; `assumed`: what was not there to be looked at.
 
     trained, frozen: parameters by part. once: FLOPs of what is computed for one step's samples when they are first met,
-    and then cached. cached: bytes of that, by name, and for what ("per text token").
+    and then cached. cached: bytes of that, by name, and for what ("per text token"). keeps_language: whether
+    text alone stays bit for bit what the base language model makes of it; None: there is none.
     """
 
     recipe: Recipe
@@ -67,6 +68,7 @@ class RunAccount:
     samples_per_step: int
     once: dict[str, Flops] = field(default_factory=dict)
     cached: dict[str, tuple[int, str]] = field(default_factory=dict)
+    keeps_language: bool | None = None
     assumed: str | None = None
 
     @property
@@ -88,6 +90,12 @@ class RunAccount:
         lines = ["parameters"]
         lines += [_row(name, si(count), "trained") for name, count in self.trained.items()]
         lines += [_row(name, si(count), "frozen") for name, count in self.frozen.items() if count]
+        if self.keeps_language is not None:
+            lines.append(
+                "  language: kept bit for bit; the language model is frozen"
+                if self.keeps_language
+                else "  language: NOT kept; layers of the language model itself are trained"
+            )
         assumed = f" (assumed: {self.assumed})" if self.assumed else ""
         lines.append(f"FLOPs of one step of {self.samples_per_step} samples{assumed}")
         lines.append(_row("", "forward", "backward", "forward + backward, of each token"))

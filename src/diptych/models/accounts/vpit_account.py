@@ -72,6 +72,7 @@ def account_vpit(recipe: Recipe) -> RunAccount:
         },
         parts=tuple(PartCost(name, cost * share, spent[name] * share, KINDS[name]) for name, cost in flops.items()),
         samples_per_step=per_step,
+        keeps_language=not parts["language_model"],
         once={"visual tokens": Flops(count_encoder_flops(encoder) * num_images * share, 0)},
         cached={"visual tokens": (4 * config.num_image_tokens * encoder.feature_dim, "per image")},
         assumed=first.assumed,

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from diptych.backbones.diffusion_transformer import build_transformer_skeleton, read_transformer_config
 from diptych.backbones.skeletons import build_autoencoder_skeleton, build_language_skeleton
 from diptych.config import Recipe
 from diptych.distributed import compute_device, resolve_dtype
-from diptych.models.accounts.first_streams import find_tokenizer, first_streams
+from diptych.models.accounts.first_streams import FirstStreams, find_tokenizer, first_streams
 from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
+from diptych.models.accounts.fused_formulas import FROZEN, MAPS, TRAINED, fused_step_flops
 from diptych.models.accounts.meta_counting import count_parameters
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
-from diptych.models.xfusion_building import build_xfusion
-from diptych.nn.visibility import RoutingPlan, build_plan
+from diptych.models.fused import FusedXFusion
+from diptych.models.xfusion_building import XFusionModel, build_xfusion
+from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
 
 
-def account_xfusion(recipe: Recipe) -> RunAccount:
-    """See `account_recipe`."""
-    language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
+def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams | None = None) -> RunAccount:
+    """See `account_recipe`. `language`: a skeleton that is at hand; `first`: sequences, of as many image tokens."""
+    if language is None:
+        language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
     autoencoder = build_autoencoder_skeleton(recipe.autoencoder)
     channels, downsampling = autoencoder.latent_channels, autoencoder.downsampling
+    pretrained = None
+    if (name := recipe.vision_tower.diffusion_transformer) is not None:
+        size = recipe.image_size // downsampling
+        pretrained = build_transformer_skeleton(read_transformer_config(name), latent_size=size)
     with torch.device("meta"):
-        model = build_xfusion(recipe, language, latent_channels=channels, downsampling=downsampling)
+        model = build_xfusion(
+            recipe, language, latent_channels=channels, downsampling=downsampling, pretrained=pretrained
+        )
     vision = model.vision_tower
-    latent = torch.zeros(channels, recipe.image_size // downsampling, recipe.image_size // downsampling)
-    first = first_streams(recipe, find_tokenizer(recipe), num_image_tokens=vision.num_image_tokens, image=latent)
+    if first is None:
+        latent = torch.zeros(channels, recipe.image_size // downsampling, recipe.image_size // downsampling)
+        first = first_streams(recipe, find_tokenizer(recipe), num_image_tokens=vision.num_image_tokens, image=latent)
     samples_per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     share = samples_per_step / len(first.streams)
     flops: dict[str, Flops] = {}
@@ -33,8 +46,8 @@ def account_xfusion(recipe: Recipe) -> RunAccount:
     once = Flops()
     for streams in first.batches():
         batch = pack(streams)
-        plan = build_plan(batch, window=model.text_tower.window)
-        for name, cost in step_flops(model, batch, plan).items():
+        plan = model.plan(batch)
+        for name, cost in _step_flops(model, batch, plan).items():
             flops[name] = flops.get(name, Flops()) + cost
         for name, (count, kind) in _tokens(batch, plan).items():
             spent[name] = (spent.get(name, (0.0, kind))[0] + count, kind)
@@ -47,7 +60,7 @@ def account_xfusion(recipe: Recipe) -> RunAccount:
             "image embedder, time and head": count_parameters(vision) - count_parameters(vision.blocks),
         },
         frozen={
-            f"language model {recipe.language_model}": count_parameters(language),
+            f"language model {recipe.language_model}": count_parameters(language) - _shared(model),
             "autoencoder": count_parameters(autoencoder.network),
         },
         parts=tuple(
@@ -55,9 +68,46 @@ def account_xfusion(recipe: Recipe) -> RunAccount:
         ),
         samples_per_step=samples_per_step,
         once={"frozen text": Flops(once.forward * share, 0)},
-        cached={"text states": (4 * len(vision.layers) * model.text_tower.width, "per text token")},
+        cached={
+            "text states": (4 * len(vision.layers) * model.text_tower.width, "per text token"),
+            "keys and values, while drawing": (_read_bytes(model), "per token before the image"),
+            "keys and values, while writing": (_decoding_bytes(model), "per token"),
+        },
+        keeps_language=vision.layer_design != "single",
         assumed=first.assumed,
     )
+
+
+def _shared(model: XFusionModel) -> int:
+    """Parameters of the language model that the vision tower is made of: those of the single tower's layers."""
+    vision = model.vision_tower
+    return count_parameters(vision.blocks) if vision.layer_design == "single" else 0
+
+
+def _key_value_bytes(layer: Any) -> int:
+    attention = layer.self_attn
+    return 4 * (attention.k_proj.out_features + attention.v_proj.out_features)
+
+
+def _decoding_bytes(model: XFusionModel) -> int:
+    """Of one token while text is written: in every layer of the language model, and in blocks that run text."""
+    vision: Any = model.vision_tower
+    own = sum(map(_key_value_bytes, model.text_tower.layers))
+    return own + (sum(_key_value_bytes(block.layer) for block in vision.blocks) if vision.blocks_run_text else 0)
+
+
+def _read_bytes(model: XFusionModel) -> int:
+    """Of one token that stands before a drawn image: in every block, and in the language model's layers where images go
+    through those too."""
+    vision: Any = model.vision_tower
+    blocks = sum(_key_value_bytes(block.layer) for block in vision.blocks)
+    both = vision.layer_design == "gated" or vision.x_fuse in ("image", "both")
+    layers = model.text_tower.layers
+    return blocks + (sum(_key_value_bytes(layers[layer]) for layer in vision.layers) if both else 0)
+
+
+def _step_flops(model: XFusionModel, batch: Batch, plan: RoutingPlan) -> dict[str, Flops]:
+    return fused_step_flops(model, batch, plan) if isinstance(model, FusedXFusion) else step_flops(model, batch, plan)
 
 
 def _tokens(batch: Batch, plan: RoutingPlan) -> dict[str, tuple[float, str]]:
@@ -71,4 +121,7 @@ def _tokens(batch: Batch, plan: RoutingPlan) -> dict[str, tuple[float, str]]:
         "text tower, text after an image": (float(plan.live.numel()), "text token"),
         "text tower, images and text it reads": (float(plan.context_read.numel()), "image token"),
         "language model head": (float(plan.supervised.numel()), "supervised token"),
+        FROZEN: (image_tokens + float(plan.live.numel()), "token"),
+        TRAINED: (image_tokens + float(plan.live.numel()), "token"),
+        MAPS: (image_tokens + read + float(plan.live.numel()), "token"),
     }

@@ -7,14 +7,13 @@ exact routing: a block never computes what would be thrown away. Blocks may be c
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diptych.nn.attention import Groups, attend
-from diptych.nn.heads import ImageEmbedder, TimeEmbedding, VelocityHead, modulate
+from diptych.nn.heads import modulate
 from diptych.nn.layer_parts import (
     Rope,
     attention_input,
@@ -23,50 +22,8 @@ from diptych.nn.layer_parts import (
     mlp_output,
     project_key_value,
     project_query,
-    rotary,
 )
-
-KeyValue = tuple[Tensor, Tensor]
-
-
-class WidthMap(nn.Module):
-    """States of one tower for the other where widths differ: RMS norm, scale and shift, then linear.
-
-    Most of what a language model's states hold is the same for every token. `standardise` starts scale and shift such
-    that this part is gone: what tells one text from another then stands out from the first step on.
-    """
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width_in, eps=1e-6)
-        self.shift = nn.Parameter(torch.zeros(width_in))
-        self.linear = nn.Linear(width_in, width_out, bias=False)
-        nn.init.normal_(self.linear.weight, std=width_in**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x) + self.shift)
-
-    @torch.no_grad()
-    def standardise(self, x: Tensor) -> None:
-        """Starts from the statistics of states x [N, width_in]: each dimension then has mean 0 and variance 1."""
-        normed = nn.functional.rms_norm(x.float(), x.shape[-1:], eps=1e-6)
-        spread = normed.std(dim=0).clamp_min(1e-3)
-        self.norm.weight.copy_(1 / spread)
-        self.shift.copy_(-normed.mean(dim=0) / spread)
-
-
-class Modulation(nn.Module):
-    """AdaLN-zero: shift, scale and gate of attention and MLP from the time embedding; gates start at zero."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, 6 * width)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, time: Tensor) -> tuple[Tensor, ...]:
-        """Time embeddings [I, d] -> six of [I, d]: attention shift, scale, gate, then the MLP's."""
-        return self.linear(time).chunk(6, dim=-1)
+from diptych.nn.towers.tower_parts import KeyValue, Modulation, WidthMap
 
 
 class VisionBlock(nn.Module):
@@ -138,127 +95,3 @@ class VisionBlock(nn.Module):
             return image + mlp_output(layer, x), key_value, for_text
         x = modulate(x, shift=gates[3], scale=gates[4])
         return image + modulate(mlp_output(layer, x), gate=gates[5]), key_value, for_text
-
-
-class VisionTower(nn.Module):
-    """Image embedder, blocks beside `layers` of the language model, velocity head."""
-
-    def __init__(
-        self,
-        language_model: Any,
-        *,
-        layers: tuple[int, ...],
-        latent_channels: int,
-        latent_size: int,
-        patch_size: int,
-        hidden_size: int,
-        intermediate_size: int,
-        num_attention_heads: int,
-        num_key_value_heads: int,
-        adaln: bool,
-        boundary_tokens: bool,
-        copy_layers: bool,
-        text_pooling: bool = False,
-    ) -> None:
-        super().__init__()
-        source = language_model.model.layers
-        text_width = int(language_model.config.hidden_size)
-        self.layers = layers
-        self.width = hidden_size
-        config = narrow_config(
-            language_model.config,
-            num_layers=len(layers),
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            num_attention_heads=num_attention_heads,
-            num_key_value_heads=num_key_value_heads,
-        )
-        if copy_layers:
-            modules = [copy.deepcopy(source[index]) for index in layers]
-            for module in modules:
-                module.requires_grad_(True)
-            rotary_class, rotary_config = type(language_model.model.rotary_emb), language_model.config
-        else:
-            modules = [type(source[0])(config, layer_idx=index) for index in range(len(layers))]
-            for module in modules:
-                _initialise(module)
-            rotary_class, rotary_config = type(language_model.model.rotary_emb), config
-        self.rotary = rotary_class(rotary_config)
-        self.embedder = ImageEmbedder(
-            latent_channels=latent_channels,
-            latent_size=latent_size,
-            patch_size=patch_size,
-            width=hidden_size,
-            boundary_tokens=boundary_tokens,
-        )
-        self.time = TimeEmbedding(hidden_size)
-        self.text_pool = WidthMap(text_width, hidden_size) if text_pooling else None
-        self.adaln = adaln
-        self.blocks = nn.ModuleList(
-            VisionBlock(module, width=hidden_size, text_width=text_width, adaln=adaln) for module in modules
-        )
-        self.head = VelocityHead(self.embedder, width=hidden_size, adaln=adaln)
-
-    @property
-    def num_image_tokens(self) -> int:
-        return self.embedder.num_tokens
-
-    def embed(self, latents: Tensor, t: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Latents [I, C, h, w] at times t [I] -> image states [I * n, d] and time embeddings [I, d].
-
-        pooled [I, d]: what `pool_text` made of the text before each image; added to its time embedding.
-        """
-        time = self.time(t) if pooled is None else self.time(t) + pooled
-        tokens = self.embedder(latents)
-        if not self.adaln:
-            tokens = tokens + time[:, None]
-        return tokens.flatten(0, 1), time
-
-    def standardise_text(self, states: Tensor) -> None:
-        """Starts every map of text from the statistics of typical states [K, N, D], one set for each block."""
-        for block, own in zip(self.blocks, states, strict=True):
-            if isinstance(block.text_in, WidthMap):
-                block.text_in.standardise(own)
-        if self.text_pool is not None:
-            self.text_pool.standardise(states[0])
-
-    def pool_text(self, states: Tensor, images: Tensor, num_images: int) -> Tensor | None:
-        """Text states [N, D], each of the image `images` [N] that it stands before -> [num_images, d].
-
-        The sum over the square root of the count, so that its size does not depend on the length; None without pooling.
-        """
-        if self.text_pool is None:
-            return None
-        mapped = self.text_pool(states)
-        total = mapped.new_zeros(num_images, self.width).index_add(0, images, mapped)
-        counts = torch.bincount(images, minlength=num_images).clamp_min(1)
-        return total / counts.to(mapped.dtype).sqrt()[:, None]
-
-    def rope(self, positions: Tensor, dtype: torch.dtype) -> Rope:
-        return rotary(self.rotary, positions, dtype)
-
-    def velocity(self, states: Tensor, time: Tensor) -> Tensor:
-        """Image states [I * n, d] and time embeddings [I, d] -> velocity in latent space [I, C, h, w]."""
-        return self.head(states, time)
-
-
-def narrow_config(config: Any, *, num_layers: int, **widths: int) -> Any:
-    """The language model's config with other widths, for layers of the same class."""
-    narrow = copy.deepcopy(config)
-    for name, value in widths.items():
-        setattr(narrow, name, value)
-    narrow.head_dim = widths["hidden_size"] // widths["num_attention_heads"]
-    narrow.num_hidden_layers = num_layers
-    if getattr(narrow, "layer_types", None) is not None:
-        narrow.layer_types = ["full_attention"] * num_layers
-    if getattr(narrow, "no_rope_layers", None) is not None:
-        narrow.no_rope_layers = [1] * num_layers
-    return narrow
-
-
-def _initialise(layer: nn.Module) -> None:
-    for module in layer.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from diptych.nn.heads import ImageEmbedder, TimeEmbedding, VelocityHead, modulate
-from diptych.nn.towers.dual import Modulation, WidthMap
+from diptych.nn.towers.tower_parts import Modulation, WidthMap
 
 MLP_RATIO = 4
 

@@ -1,0 +1,250 @@
+"""Tasks on emoji beyond drawing and naming (X-Fusion section 5): editing, painting, localisation, questions.
+
+Everything is made from a built emoji set, so that each right answer is known. Every sample has one picture and words
+in, and a picture or words out. A tenth of the concepts never stands in a training file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diptych.data.builders.data_card import DataCard, building, is_built, read_card, write_card
+from diptych.data.builders.emoji import STYLE_WORDS, BuiltSet, Progress
+from diptych.data.builders.emoji_scenes import (
+    HUES,
+    SIDES,
+    Placed,
+    cell_box,
+    draw_scene,
+    mask_inside,
+    mask_outside,
+    recolour,
+    scatter,
+)
+from diptych.data.formats import Message, Sample, write_samples
+from diptych.data.images import open_image
+
+TASKS = {
+    "edit": "a picture and what to change of it (style, colour, something added beside it), answered with a picture",
+    "paint": "a picture with a part hidden, answered with the whole picture (in-painting and out-painting)",
+    "locate": "a scene and a name, answered with its box in per cent of the side: left top right bottom",
+    "ask": "a scene and a question on it: how many, is there, what stands where; answered in words",
+}
+PREFIXES = ("train", "held_out")
+NUMBER_WORDS = ("none", "one", "two", "three", "four")
+CORNERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
+_BUILDER_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Concepts that a split draws from: their names, and each one's picture file by style."""
+
+    names: tuple[str, ...]
+    files: dict[str, dict[str, Path]]
+
+    def picture(self, name: str, style: str) -> Image.Image:
+        return open_image(self.files[name][style])
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one sample is made of: the picture shown, the request, and the answer."""
+
+    shown: Image.Image
+    request: str
+    answer: Image.Image | str
+    meta: dict[str, Any]
+
+
+def build_emoji_tasks(
+    out: str | Path,
+    *,
+    emoji_folder: str | Path,
+    num_samples: int = 4000,
+    held_out_fraction: float = 0.1,
+    image_size: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> BuiltSet:
+    """Builds the tasks in the folder `out` from the built emoji set `emoji_folder`; the same arguments, the same files.
+
+    `num_samples`: of each task for training; a tenth as many held out. Errors: as of `build_emoji`.
+    """
+    out, source = Path(out), Path(emoji_folder)
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
+    parent = read_card(source)
+    if parent.settings.get("builder") != "emoji":
+        raise ValueError(f"{source} is no emoji set; build one with: diptych data build emoji --out {source}")
+    settings = {
+        "builder": "emoji-tasks",
+        "builder_version": _BUILDER_VERSION,
+        "emoji": parent.settings,
+        "num_samples": num_samples,
+        "held_out_fraction": held_out_fraction,
+        "image_size": image_size,
+        "seed": seed,
+    }
+    if is_built(out, settings):
+        return BuiltSet(out, read_card(out), is_new=False)
+    pools = dict(zip(PREFIXES, _split_concepts(source, held_out_fraction, seed), strict=True))
+    counts: dict[str, int] = {}
+    with building(out.resolve()) as folder:
+        for prefix, pool in pools.items():
+            for task, build in BUILDERS.items():
+                name = f"{prefix}_{task}"
+                wanted = num_samples if prefix == "train" else max(1, num_samples // 10)
+                (folder / "images" / name).mkdir(parents=True)
+                samples = []
+                for number in range(wanted):
+                    chance = random.Random(f"{seed}:{name}:{number}")
+                    samples.append(_write_sample(folder, f"images/{name}/{number}", build(pool, chance, image_size)))
+                    if progress is not None:
+                        progress(f"making {name}", number + 1, wanted)
+                counts[f"{name}.jsonl"] = write_samples(folder / f"{name}.jsonl", samples)
+        card = DataCard(
+            name="emoji-tasks",
+            description="Editing, painting, localisation and questions, made from emoji so that every answer is known.",
+            settings=settings,
+            counts={
+                "concepts in training": len(pools["train"].names),
+                "concepts held out": len(pools["held_out"].names),
+            },
+            num_samples=counts,
+            splits={f"{prefix}_{task}.jsonl": text for prefix in PREFIXES for task, text in TASKS.items()},
+            licences=tuple(
+                replace(licence, used_for=f"{licence.used_for}; changed here") for licence in parent.licences
+            ),
+        )
+        write_card(folder, card)
+    return BuiltSet(out, card, is_new=True)
+
+
+def edit(pool: Pool, chance: random.Random, size: int) -> Task:
+    """Another style, another colour, or a second thing beside the first."""
+    kind = chance.choice(("style", "colour", "add"))
+    name, style = chance.choice(pool.names), chance.choice(sorted(STYLE_WORDS))
+    picture = pool.picture(name, style).resize((size, size), Image.Resampling.LANCZOS)
+    meta = {"kind": kind, "concept": name, "style": style}
+    if kind == "style":
+        other = next(word for word in STYLE_WORDS if word != style)
+        answer = pool.picture(name, other).resize((size, size), Image.Resampling.LANCZOS)
+        return Task(picture, f"Redraw it in {STYLE_WORDS[other]} style.", answer, meta)
+    if kind == "colour":
+        colour = chance.choice(sorted(HUES))
+        return Task(picture, f"Make it {colour}.", recolour(picture, colour), meta | {"colour": colour})
+    side = chance.choice(sorted(SIDES))
+    other = chance.choice([one for one in pool.names if one != name])
+    before = [Placed(name, picture, cell_box(1, 1, cells=3))]
+    added = Placed(other, pool.picture(other, style), cell_box(*SIDES[side], cells=3))
+    request = f"Add {other} {side}."
+    return Task(
+        draw_scene(before, size), request, draw_scene([*before, added], size), meta | {"added": other, "side": side}
+    )
+
+
+def paint(pool: Pool, chance: random.Random, size: int) -> Task:
+    """What is hidden under grey: inside, or around."""
+    name, style = chance.choice(pool.names), chance.choice(sorted(STYLE_WORDS))
+    picture = pool.picture(name, style).resize((size, size), Image.Resampling.LANCZOS)
+    inside = chance.random() < 0.5
+    masked = (mask_inside if inside else mask_outside)(picture, chance)
+    request = "Fill in the grey part." if inside else "Continue the picture to its edges."
+    return Task(masked, request, picture, {"kind": "inside" if inside else "outside", "concept": name, "style": style})
+
+
+def locate(pool: Pool, chance: random.Random, size: int) -> Task:
+    """A box as text: four numbers in per cent of the side."""
+    placed = _scene(pool, chance, chance.randint(1, 4))
+    wanted = chance.choice(placed)
+    box = [round(100 * edge) for edge in wanted.box]
+    return Task(draw_scene(placed, size), f"Where is {wanted.name}?", " ".join(map(str, box)), {"box": box})
+
+
+def ask(pool: Pool, chance: random.Random, size: int) -> Task:
+    """How many, is there, what stands where."""
+    placed = _scene(pool, chance, chance.randint(1, 4))
+    kind = chance.choice(("count", "exists", "corner"))
+    scene, there = draw_scene(placed, size), [thing.name for thing in placed]
+    if kind == "count":
+        return Task(scene, "How many things are there?", NUMBER_WORDS[len(placed)], {"kind": kind})
+    if kind == "exists":
+        is_there = chance.random() < 0.5
+        name = chance.choice(there if is_there else [one for one in pool.names if one not in there])
+        return Task(scene, f"Is there {name}?", "yes" if is_there else "no", {"kind": kind})
+    thing = chance.choice(placed)
+    x, y = thing.centre
+    corner = next(word for word, cell in CORNERS.items() if cell == (int(x > 0.5), int(y > 0.5)))
+    return Task(scene, f"What is in the {corner} corner?", thing.name, {"kind": kind})
+
+
+BUILDERS: dict[str, Callable[[Pool, random.Random, int], Task]] = {
+    "edit": edit,
+    "paint": paint,
+    "locate": locate,
+    "ask": ask,
+}
+
+
+def parse_box(text: str) -> tuple[float, float, float, float] | None:
+    """The answer of a localisation, as shares of the side; None if it is no box."""
+    try:
+        left, top, right, bottom = (float(word) / 100 for word in text.replace(",", " ").split())
+    except ValueError:
+        return None
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def box_overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom)."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(0.0, width) * max(0.0, height)
+    whole = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)) - shared
+    return shared / whole if whole > 0 else 0.0
+
+
+def _scene(pool: Pool, chance: random.Random, count: int) -> list[Placed]:
+    names = chance.sample(pool.names, count)
+    style = chance.choice(sorted(STYLE_WORDS))
+    return scatter(names, [pool.picture(name, style) for name in names], chance)
+
+
+def _write_sample(folder: Path, path: str, task: Task) -> Sample:
+    images = [f"{path}.png"]
+    task.shown.save(folder / images[0], format="PNG")
+    answer: int | str
+    if isinstance(task.answer, str):
+        answer = task.answer
+    else:
+        images.append(f"{path}-answer.png")
+        task.answer.save(folder / images[1], format="PNG")
+        answer = 1
+    # The words stand before the picture, as in the emoji set: they are then computed once and kept.
+    messages = (Message("user", (f"{task.request}\n", 0)), Message("assistant", (answer,)))
+    return Sample(messages, tuple(images), task.meta)
+
+
+def _split_concepts(source: Path, held_out_fraction: float, seed: int) -> tuple[Pool, Pool]:
+    """Concepts for training, and held out. What the emoji set itself holds out is in neither."""
+    entries = json.loads((source / "concepts.json").read_text(encoding="utf-8"))
+    entries = [entry for entry in entries if not entry["held_out_style"] and not entry["unseen"]]
+    entries.sort(key=lambda entry: hashlib.sha256(f"{seed}:{entry['name']}".encode()).hexdigest())
+    count = round(held_out_fraction * len(entries))
+    if min(count, len(entries) - count) < 5:
+        raise ValueError(f"{source} has {len(entries)} concepts to make scenes of, too few; build more")
+    return _pool(source, entries[count:]), _pool(source, entries[:count])
+
+
+def _pool(source: Path, entries: list[dict[str, Any]]) -> Pool:
+    files = {entry["name"]: {style: source / path for style, path in entry["images"].items()} for entry in entries}
+    return Pool(tuple(files), files)

@@ -1,0 +1,190 @@
+"""FLOPs of one step in the layer designs of nn/towers/fused_blocks.py, part by part, from sizes alone.
+
+A pass is one layer over runs of tokens (`Run`): keys and values of all, queries and MLP of those that have groups. What
+a token costs is said in flop_formulas.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from diptych.models.accounts.flop_formulas import (
+    LayerSize,
+    embedder_and_head_flops,
+    linear_flops,
+    measure_layer,
+)
+from diptych.models.accounts.run_account import Flops
+from diptych.models.fused import FusedXFusion
+from diptych.nn.attention import Groups
+from diptych.nn.towers.fused_blocks import FuseBlock, GatedBlock
+from diptych.nn.visibility import RoutingPlan
+from diptych.sequence import Batch
+
+FROZEN, TRAINED = "language model's layers", "trained layers"
+MAPS, ENDS, HEAD = "maps between towers", "image embedder, time and head", "language model head"
+
+
+@dataclass(frozen=True)
+class Run:
+    """`num` tokens of a pass through a layer of `size`: who they meet (None: they are only read), how many images they
+    are, whether the layer is trained, whether a gradient is wanted of its input, whether a loss reads what comes out.
+    """
+
+    num: int
+    size: LayerSize
+    groups: Groups | None
+    images: int = 0
+    is_trained: bool = False
+    has_gradient: bool = True
+    is_used: bool = True
+
+
+def fused_step_flops(model: FusedXFusion, batch: Batch, plan: RoutingPlan) -> dict[str, Flops]:
+    """Forward and backward of one batch by part, frozen text states given (cached)."""
+    total: dict[str, Flops] = {part: Flops() for part in (FROZEN, TRAINED, MAPS, ENDS, HEAD)}
+    vision: Any = model.vision_tower
+    num_targets = int(batch.image_is_target.sum())
+    num_contexts = batch.num_images - num_targets
+    num_live = plan.live.numel()
+    last = vision.layers[-1]
+    for layer in range(vision.layers[0], model.text_tower.num_layers):
+        index = model.block_at.get(layer)
+        is_read = plan.supervised.numel() > 0 or (num_targets > 0 and layer < last)
+        has_gradient = layer > vision.layers[0]
+        text = measure_layer(model.text_tower.layers[layer])
+        if index is None:
+            if num_live:
+                runs = [Run(plan.live_prefix.numel(), text, None, has_gradient=False)]
+                runs.append(Run(num_live, text, plan.live_text_groups, is_used=is_read))
+                _add(total, FROZEN, _pass(runs))
+            continue
+        block = vision.blocks[index]
+        clean = [
+            _Kind(plan.prefix.numel(), None, 0, False, False, True),
+            _Kind(num_live, plan.live_groups, 0, False, has_gradient, is_read),
+            _Kind(
+                plan.context.numel(),
+                plan.context_groups if layer < last else None,
+                num_contexts,
+                True,
+                True,
+                num_targets > 0 or plan.supervised.numel() > 0,
+            ),
+        ]
+        noised = [_Kind(plan.target.numel(), plan.target_groups, num_targets, True, True, True)]
+        for kinds in (clean, noised):
+            present = [kind for kind in kinds if kind.num]
+            if present and (num_live or num_targets or layer < last):
+                _add_block(total, model, block, text, present, has_targets=num_targets > 0)
+        if not num_live and not num_targets and layer == last:
+            break
+    total[ENDS] = embedder_and_head_flops(model, batch)
+    if vision.text_pool is not None:
+        _add(total, MAPS, linear_flops(plan.pooled_rows.numel(), vision.text_pool.linear.weight.numel()))
+    if num_live:
+        head = model.text_tower.language_model.lm_head
+        total[HEAD] = linear_flops(plan.supervised.numel(), head.weight.numel(), weight_gradient=False)
+    return total
+
+
+@dataclass(frozen=True)
+class _Kind:
+    num: int
+    groups: Groups | None
+    images: int
+    is_image: bool
+    has_gradient: bool
+    is_used: bool
+
+    def run(self, size: LayerSize, *, is_trained: bool, meets: bool = True) -> Run:
+        wanted = self.has_gradient
+        images = self.images if is_trained else 0
+        # A trained layer's norm is trained, too, so that a gradient is wanted behind it whatever is before it.
+        groups = self.groups if meets else None
+        return Run(self.num, size, groups, images, is_trained, wanted or is_trained, self.is_used)
+
+
+def _add_block(
+    total: dict[str, Flops],
+    model: FusedXFusion,
+    block: Any,
+    text: LayerSize,
+    kinds: Sequence[_Kind],
+    *,
+    has_targets: bool,
+) -> None:
+    own = measure_layer(block.layer)
+    modulation = block.modulation.linear if block.modulation is not None else None
+    design = model.vision_tower.layer_design
+    if design == "single":
+        _add(total, TRAINED, _pass([kind.run(own, is_trained=True) for kind in kinds], modulation))
+        return
+    if design == "projection":
+        runs = [kind.run(own if kind.is_image else text, is_trained=kind.is_image) for kind in kinds]
+        of_image = [run for run, kind in zip(runs, kinds, strict=True) if kind.is_image]
+        of_text = [run for run, kind in zip(runs, kinds, strict=True) if not kind.is_image]
+        _add(total, TRAINED, _pass(of_image, modulation))
+        _add(total, FROZEN, _pass(of_text))
+        return
+    if isinstance(block, GatedBlock):
+        _add(total, FROZEN, _pass([kind.run(text, is_trained=False) for kind in kinds]))
+        _add(total, TRAINED, _pass([kind.run(own, is_trained=True) for kind in kinds], modulation))
+        for kind in kinds:
+            _add(total, MAPS, _map(kind, block.text_in))
+            if kind.groups is not None:
+                _add(total, MAPS, _map(kind, block.image_out))
+        return
+    assert isinstance(block, FuseBlock)
+    in_text = [kind.run(text, is_trained=False, meets=block.fuses_image or not kind.is_image) for kind in kinds]
+    if block.reads_text_keys or any(run.groups is not None for run in in_text):
+        # Without X-Fuse of images, what is read here is read by text alone.
+        is_read = block.reads_text_keys or any(run.groups is not None and run.is_used for run in in_text)
+        _add(total, FROZEN, _pass(in_text, is_read=is_read))
+        for kind in kinds:
+            if kind.is_image:
+                _add(total, MAPS, _map(kind, block.image_out, is_used=is_read))
+                if kind.groups is not None:
+                    _add(total, MAPS, _map(kind, block.image_back))
+    in_vision = [kind.run(own, is_trained=True, meets=block.fuses_text or kind.is_image) for kind in kinds]
+    is_read = has_targets or any(run.groups is not None and run.is_used for run in in_vision)
+    _add(total, TRAINED, _pass(in_vision, modulation, is_read=is_read))
+    for kind in kinds:
+        if not kind.is_image:
+            _add(total, MAPS, _map(kind, block.text_in))
+            if kind.groups is not None:
+                _add(total, MAPS, _map(kind, block.text_back))
+
+
+def _pass(runs: Sequence[Run], modulation: nn.Linear | None = None, *, is_read: bool = True) -> Flops:
+    """`is_read`: whether a loss depends on the keys and values."""
+    total = Flops()
+    for run in runs:
+        size = run.size
+        wanted, trained = run.has_gradient and is_read, run.is_trained and is_read
+        total += linear_flops(run.num, size.key_value, input_gradient=wanted, weight_gradient=trained)
+        if run.images and modulation is not None:
+            total += linear_flops(run.images, modulation.weight.numel())
+        if run.groups is None:
+            continue
+        wanted, trained = run.has_gradient and run.is_used, run.is_trained and run.is_used
+        total += linear_flops(run.num, size.query, input_gradient=wanted, weight_gradient=trained)
+        total += linear_flops(run.num, size.output + size.mlp, input_gradient=run.is_used, weight_gradient=trained)
+        attention = size.attention(run.groups)
+        total += attention if run.is_used else Flops(attention.forward)
+    return total
+
+
+def _map(kind: _Kind, mapping: Any, *, is_used: bool = True) -> Flops:
+    """Its norm is trained, so the gradient passes the matrix too."""
+    if mapping is None:
+        return Flops()
+    return linear_flops(kind.num, mapping.linear.weight.numel(), input_gradient=is_used, weight_gradient=is_used)
+
+
+def _add(total: dict[str, Flops], name: str, cost: Flops) -> None:
+    total[name] = total[name] + cost

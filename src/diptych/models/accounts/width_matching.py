@@ -1,0 +1,93 @@
+"""Widths of a vision tower that costs what another does: designs compared at equal parameters, or at equal compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from diptych.backbones.skeletons import build_autoencoder_skeleton, build_language_skeleton
+from diptych.config import Recipe
+from diptych.models.accounts.first_streams import find_tokenizer, first_streams
+from diptych.models.accounts.xfusion_account import account_xfusion
+from diptych.nn.heads import image_tokens
+from diptych.settings import VisionTowerConfig
+
+STEP = 8
+"""Of intermediate_size: kernels like multiples of it."""
+
+
+def match_widths(recipe: Recipe) -> Recipe:
+    """The recipe with the widths that `vision_tower.match` asks for written out, and `match` gone; others as they are.
+
+    parameters: as many trained ones. compute: as many FLOPs in a training step, on this recipe's own data. First the
+    largest hidden_size (unless given) at which a tower of the language model's proportions costs no more, then the
+    intermediate_size that comes nearest. Raises ValueError where none comes within 1%.
+    """
+    tower = recipe.vision_tower
+    if recipe.method != "xfusion" or tower.match is None:
+        return recipe
+    language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
+    wanted = tower.match_to or VisionTowerConfig(patch_size=tower.patch_size, boundary_tokens=tower.boundary_tokens)
+    cost = _cost_of(recipe, language)
+    target = cost(wanted)
+    config = language.config
+    proportion = config.intermediate_size / config.hidden_size
+    plain = tower.model_copy(update={"match": None, "match_to": None})
+
+    def sized(hidden: int, intermediate: int) -> VisionTowerConfig:
+        chosen: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": intermediate}
+        if tower.layer_design != "projection" and tower.num_attention_heads is None:
+            chosen["num_attention_heads"] = max(1, hidden // head_dim)
+        return plain.model_copy(update=chosen)
+
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if (hidden := tower.hidden_size) is None:
+        widest = 4 * config.hidden_size // head_dim
+        steps = _largest(lambda n: cost(sized(n * head_dim, round(n * head_dim * proportion))) <= target, widest)
+        hidden = max(1, steps) * head_dim
+    most = 32 * hidden // STEP
+    below = max(1, _largest(lambda n: cost(sized(hidden, n * STEP)) <= target, most))
+    best = min((sized(hidden, n * STEP) for n in (below, below + 1)), key=lambda chosen: abs(cost(chosen) - target))
+    miss = cost(best) / target - 1
+    if abs(miss) > 0.01:
+        raise ValueError(
+            f"vision_tower.match: the nearest {tower.layer_design} tower (hidden_size {best.hidden_size}, "
+            f"intermediate_size {best.intermediate_size}) has {1 + miss:.2f} times the {tower.match} asked for; "
+            "give another hidden_size, or fewer layers"
+        )
+    return recipe.model_copy(update={"vision_tower": best})
+
+
+def _cost_of(recipe: Recipe, language: Any) -> Callable[[VisionTowerConfig], float]:
+    autoencoder = build_autoencoder_skeleton(recipe.autoencoder)
+    size = recipe.image_size // autoencoder.downsampling
+    latent = torch.zeros(autoencoder.latent_channels, size, size)
+    tokenizer = find_tokenizer(recipe)
+    is_compute = recipe.vision_tower.match == "compute"
+
+    @lru_cache
+    def streams(num_tokens: int) -> Any:
+        return first_streams(recipe, tokenizer, num_image_tokens=num_tokens, image=latent)
+
+    def cost(tower: VisionTowerConfig) -> float:
+        other = recipe.model_copy(update={"vision_tower": tower})
+        first = streams(image_tokens(size, tower.patch_size, boundary_tokens=tower.boundary_tokens))
+        account = account_xfusion(other, language=language, first=first)
+        return account.step.total if is_compute else float(sum(account.trained.values()))
+
+    return cost
+
+
+def _largest(holds: Callable[[int], bool], most: int) -> int:
+    """The largest number from 1 to `most` for which it holds, by bisection; 0 if for none."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low

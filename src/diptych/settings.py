@@ -1,0 +1,296 @@
+"""The groups of a recipe's settings: strict, frozen, typed. What each means and which of them go together."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every settings object: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class VisionTowerConfig(Settings):
+    """The trained tower (X-Fusion section 3). Widths left out are the language model's own: a symmetric tower."""
+
+    layer_design: Literal["dual", "single", "gated", "projection"] = "dual"
+    x_fuse: Literal["none", "text", "image", "both"] = Field(
+        default="none", description="of dual: which tokens also go through the other tower's layers"
+    )
+    layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="language-model layers that the vision blocks stand beside, ascending; null: every layer",
+    )
+    hidden_size: int | None = Field(default=None, gt=0)
+    intermediate_size: int | None = Field(default=None, gt=0)
+    num_attention_heads: int | None = Field(default=None, gt=0)
+    num_key_value_heads: int | None = Field(default=None, gt=0)
+    patch_size: int = Field(default=2, gt=0)
+    time_conditioning: Literal["add", "adaln"] = "add"
+    text_pooling: bool = Field(
+        default=False, description="add the pooled text before a target image to its time embedding"
+    )
+    boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
+    init_from: str | None = Field(default=None, description="morph whose vision tower is trained on")
+    diffusion_transformer: str | None = Field(
+        default=None,
+        description="pretrained DiT or SD3 transformer (diffusers; folder or id) that the tower is made of, one block "
+        "beside each of `layers`",
+    )
+    match: Literal["parameters", "compute"] | None = Field(
+        default=None, description="choose the widths so that this tower costs what `match_to` does"
+    )
+    match_to: VisionTowerConfig | None = Field(
+        default=None, description="settings of another tower; null: the symmetric dual tower"
+    )
+
+    @model_validator(mode="after")
+    def _matches(self) -> VisionTowerConfig:
+        if self.match is None:
+            if self.match_to is not None:
+                raise ValueError("vision_tower.match_to needs vision_tower.match: parameters or compute")
+            return self
+        if self.layer_design == "single":
+            raise ValueError("vision_tower.match: the single tower is the language model itself, of no other width")
+        if self.intermediate_size is not None:
+            raise ValueError("vision_tower.match chooses intermediate_size; leave one of the two out")
+        if self.match_to is not None and self.match_to.match is not None:
+            raise ValueError("vision_tower.match_to must not match anything else in its turn")
+        return self
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> VisionTowerConfig:
+        if self.x_fuse != "none" and self.layer_design != "dual":
+            raise ValueError(f"vision_tower.x_fuse is an option of the dual tower, not of {self.layer_design}")
+        if self.layers is not None and self.layer_design != "dual":
+            raise ValueError(f"vision_tower.layers: design {self.layer_design} acts at every layer; leave it out")
+        sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+        given = [name for name in sizes if getattr(self, name) is not None]
+        if self.diffusion_transformer is not None:
+            if given or self.match is not None:
+                raise ValueError(
+                    f"vision_tower.{given[0] if given else 'match'}: a diffusion transformer has its own widths; "
+                    "leave it out"
+                )
+            if self.layer_design != "dual" or self.time_conditioning != "adaln":
+                raise ValueError(
+                    "vision_tower.diffusion_transformer needs layer_design: dual and time_conditioning: adaln"
+                )
+        if given and self.layer_design == "single":
+            raise ValueError(f"vision_tower.{given[0]}: the single tower is the language model itself; leave it out")
+        heads = [name for name in given if name.endswith("heads")]
+        if heads and self.layer_design == "projection":
+            raise ValueError(f"vision_tower.{heads[0]}: a joint attention has the language model's heads; leave it out")
+        return self
+
+
+class ObjectiveConfig(Settings):
+    """L = ce_weight * CE + flow_weight * |prediction - target|^2 (X-Fusion section 3, loss)."""
+
+    ce_weight: float = Field(default=0.2, ge=0)
+    flow_weight: float = Field(default=1.0, ge=0)
+    timestep_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
+    timestep_shift: float = Field(default=1.0, gt=0)
+    schedule: Literal["flow", "ddpm_cosine", "ddpm_linear"] = "flow"
+    prediction: Literal["velocity", "epsilon", "data"] = Field(
+        default="velocity", description="what the vision tower predicts of a noised image"
+    )
+    context_noise: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="latest time that an image that is read is noised to in training; 0 (clean) is the paper's best",
+    )
+    text_cond_dropout_prob: float = Field(default=0.1, ge=0, le=1)
+    image_cond_dropout_prob: float = Field(
+        default=0.0, ge=0, le=1, description="share of drawings learnt without text and without the request's images"
+    )
+
+
+class AlignmentConfig(Settings):
+    """What the vision tower makes of an image at a middle layer is drawn to an image encoder's features (X-Fusion,
+    alignment; REPA, arXiv 2410.06940): weight * (1 - cos), for images that are read and, noised, for those drawn."""
+
+    image_encoder: str
+    encoder_layer: int | None = Field(default=None, description="as vpit.encoder_layer")
+    encoder_image_size: int | None = Field(default=None, gt=0)
+    layer: int = Field(default=8, ge=0, description="language-model layer beside which the aligned block stands")
+    weight: float = Field(default=0.5, ge=0)
+    projector: Literal["linear", "mlp3"] = "linear"
+
+
+class ImageInputConfig(Settings):
+    """Images that are read enter the vision tower as an image encoder's features, not as latents; drawn ones stay
+    latents (X-Fusion section 3, tokens)."""
+
+    image_encoder: str = "vit-s14-focus"
+    encoder_layer: int | None = Field(default=None, description="as vpit.encoder_layer")
+    encoder_image_size: int | None = Field(default=None, gt=0)
+
+
+class SourceConfig(Settings):
+    """One source of samples: a JSONL file of canonical samples, and how many of it per round of the mixture."""
+
+    path: str
+    weight: int = Field(default=1, gt=0)
+
+
+class DataConfig(Settings):
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    mixing: Literal["sample", "batch"] = Field(
+        default="sample",
+        description="what is of one source: a sample, or a whole micro-batch. Batches that only draw, or only read, "
+        "cost less: every batch that reads runs the text tower under gradients",
+    )
+    max_length: int = Field(default=2048, gt=0)
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+
+
+class SampleConfig(Settings):
+    """The fixed grid drawn every `sample_every` steps, and the defaults of `diptych generate`."""
+
+    prompts: tuple[str, ...] = ()
+    guidance_scale: float = 3.0
+    num_inference_steps: int = Field(default=30, gt=0)
+    sampler: Literal["euler", "heun"] = "euler"
+    seed: int = 0
+
+
+class TrainConfig(Settings):
+    """Names follow Hugging Face's TrainingArguments."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    per_device_train_batch_size: int = Field(default=32, gt=0)
+    gradient_accumulation_steps: int = Field(default=1, gt=0)
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations in backward: less memory")
+    learning_rates: dict[str, float] = Field(
+        default_factory=dict,
+        description="rates that differ, by the beginning of parameter names, such as connector: 1e-3",
+    )
+    max_steps: int = Field(default=1000, gt=0)
+    max_train_minutes: float | None = Field(
+        default=None, gt=0, description="end (and decay the learning rate) by the clock as well; resumed time counts on"
+    )
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
+    logging_steps: int = Field(default=10, gt=0)
+    save_every: int = Field(default=500, gt=0)
+    save_total_limit: int = Field(default=2, gt=0)
+    sample_every: int | None = Field(default=None, gt=0)
+    resume_from_checkpoint: str | None = Field(default=None, description="latest, or a checkpoint folder")
+    async_save: bool = True
+    max_skipped_steps: int = Field(
+        default=0,
+        ge=0,
+        description="steps with a loss or gradient that is not finite that may be skipped before the run stops",
+    )
+
+
+class AutoencoderTrainingConfig(Settings):
+    """The project's own autoencoder: pixels folded into channels, convolutions at latent resolution."""
+
+    fold: int = Field(default=8, gt=1)
+    channels: int = Field(default=96, gt=0)
+    latent_channels: int = Field(default=16, gt=0)
+    num_decoder_blocks: int = Field(default=3, ge=0)
+    latent_noise: float = Field(
+        default=0.3, ge=0, description="largest standard deviation of the noise that the decoder forgives"
+    )
+
+
+class LoraConfig(Settings):
+    """Low-rank adapters on the language model (peft) instead of training all of it."""
+
+    r: int = Field(default=16, gt=0)
+    lora_alpha: float = Field(default=32.0, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+VPiTPart = Literal["connector", "visual_head", "boundary_tokens", "language_model"]
+
+
+class VPiTConfig(Settings):
+    """Visual-Predictive Instruction Tuning (MetaMorph). Loss: ce_weight * CE + visual_weight * visual_loss."""
+
+    image_encoder: str = "vit-s14-focus"
+    encoder_layer: int | None = Field(default=None, description="state after this many layers; null: the encoder's own")
+    encoder_image_size: int | None = Field(
+        default=None, gt=0, description="pixels that the encoder sees; null: its own"
+    )
+    num_image_tokens: int = Field(default=64, gt=0, description="a square; features are interpolated to this grid")
+    connector: Literal["mlp2x_gelu", "linear"] = "mlp2x_gelu"
+    image_start: str = "<image_start>"
+    image_end: str = "<image_end>"
+    train_parts: tuple[VPiTPart, ...] = Field(
+        default=("connector", "visual_head", "boundary_tokens", "language_model"),
+        min_length=1,
+        description="exactly these are trained; the paper's stage 1: connector and boundary_tokens",
+    )
+    lora: LoraConfig | None = Field(default=None, description="train adapters in place of the language model's weights")
+    init_from: str | None = Field(default=None, description="morph to start from, such as that of stage 1")
+    ce_weight: float = Field(default=1.0, ge=0)
+    visual_weight: float = Field(default=1.0, ge=0)
+    text_cond_dropout_prob: float = Field(
+        default=0.0, ge=0, le=1, description="share of drawings learnt without their text, for visual_guidance_scale"
+    )
+    visual_loss: Literal["cosine", "l1", "smooth_l1", "infonce"] = "cosine"
+    visual_temperature: float = Field(default=0.07, gt=0, description="of infonce")
+    visual_input_dropout: float = Field(
+        default=0.0, ge=0, le=1, description="share of a target's visual tokens not shown as inputs, against copying"
+    )
+    visual_input_noise: float = Field(
+        default=0.0, ge=0, description="standard deviation, over the feature's norm, of noise on a target's inputs"
+    )
+    pixel_decoder: str | None = Field(default=None, description="folder or id of a trained pixel decoder")
+
+    @model_validator(mode="after")
+    def _fits(self) -> VPiTConfig:
+        if math.isqrt(self.num_image_tokens) ** 2 != self.num_image_tokens:
+            raise ValueError(f"vpit.num_image_tokens must be a square such as 16 or 64, got {self.num_image_tokens}")
+        if self.lora is not None and "language_model" not in self.train_parts:
+            raise ValueError("vpit.lora trains adapters on the language model; add language_model to vpit.train_parts")
+        return self
+
+
+class PixelDecoderConfig(Settings):
+    """Visual tokens to pixels, trained on images alone. `vpit:` says which visual tokens (encoder, layer, grid).
+
+    flow: a small transformer in the latents of `autoencoder:`, from nothing; `objective:` says how it samples times.
+    stable_diffusion: MetaMorph's, a pretrained UNet in the latents of its own VAE, behind a new projector.
+    """
+
+    kind: Literal["flow", "stable_diffusion"] = "flow"
+    condition_dropout_prob: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of images learnt without their visual tokens, for sample.guidance_scale; "
+        "null: the kind's own, flow 0.1, stable_diffusion the paper's 0.7",
+    )
+    hidden_size: int = Field(default=256, gt=0, description="of flow, as the next three")
+    num_layers: int = Field(default=8, gt=0)
+    num_attention_heads: int = Field(default=4, gt=0)
+    patch_size: int = Field(default=2, gt=0)
+    base: str = Field(
+        default="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        description="of stable_diffusion: folder or id with unet, vae and scheduler",
+    )
+    projector_hidden: int = Field(default=2048, gt=0, description="of stable_diffusion: width inside the projector")
+
+    @property
+    def dropout_prob(self) -> float:
+        """condition_dropout_prob, or the kind's own."""
+        if self.condition_dropout_prob is not None:
+            return self.condition_dropout_prob
+        return 0.7 if self.kind == "stable_diffusion" else 0.1

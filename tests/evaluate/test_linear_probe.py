@@ -1,0 +1,102 @@
+"""Laws of probing: a linear class is found, noise gives chance, a group never stands on both sides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from diptych.cli import app
+from diptych.evaluate.linear_probe import probe, probe_emoji, tower_states
+from tiny_xfusion import build_tiny_morph
+
+NUM = 400
+
+
+def test_a_linear_class_is_found_and_noise_gives_chance() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(0, 4, (NUM,))
+    groups = [f"thing {n}" for n in range(NUM)]
+    told = torch.randn(NUM, 16) + 4 * torch.nn.functional.one_hot(labels, 16)
+    found = probe(told, labels, groups)
+    assert found.value > 0.9
+    assert 0.15 * NUM < found.num < 0.25 * NUM
+    assert found.chance < 0.5
+    guessed = probe(torch.randn(NUM, 16), labels, groups)
+    low, high = guessed.interval
+    assert low < 0.3
+    assert high > 0.2
+
+
+def test_what_tells_the_group_alone_is_of_no_use_on_others() -> None:
+    """Each group has a class of its own choice and features that name the group: memory must not be counted."""
+    torch.manual_seed(0)
+    group = torch.arange(NUM) // 4
+    labels = torch.randint(0, 2, (NUM // 4,))[group]
+    features = torch.nn.functional.one_hot(group, NUM // 4).float()
+    assert probe(features, labels, [str(int(g)) for g in group]).value < 0.75
+
+
+@pytest.mark.parametrize("design", [{}, {"layer_design": "gated"}, {"x_fuse": "both"}], ids=str)
+def test_states_of_every_block_of_each_image_alone(design: dict[str, Any]) -> None:
+    tower = {"patch_size": 2, "time_conditioning": "adaln"}
+    morph = build_tiny_morph(vision_tower=tower | design)
+    images = torch.rand(3, 3, 8, 8) * 2 - 1
+    states = tower_states(morph, images)
+    assert list(states) == ["latents", *(f"layer {layer}" for layer in morph.model.vision_tower.layers)]
+    alone = tower_states(morph, images[1:2])
+    for name, value in states.items():
+        torch.testing.assert_close(value[1:2], alone[name], atol=1e-5, rtol=1e-5)
+    noised = tower_states(morph, images, noise=0.8)
+    assert torch.equal(noised["latents"], states["latents"])
+    assert not torch.allclose(noised["layer 0"], states["layer 0"])
+    assert not morph.model.vision_tower.blocks[0]._forward_hooks
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    entries = []
+    for number in range(60):
+        is_red = number % 2 == 0
+        images = {}
+        for style, lightness in (("fluent", 255), ("openmoji", 160)):
+            path = tmp_path / style / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            level = lightness if is_red else 40
+            Image.new("RGB", (8, 8), (level, level, level)).save(path)
+            images[style] = f"{style}/{number}.png"
+        entries.append({"name": f"thing {number}", "group": "light" if is_red else "dark", "images": images})
+    (tmp_path / "concepts.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def test_over_an_emoji_set(data: Path) -> None:
+    scores = probe_emoji(build_tiny_morph(), data, batch_size=50)
+    assert scores["latents"].value == 1
+    assert all(score.num == scores["latents"].num for score in scores.values())
+
+
+def test_the_command(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("diptych.models.checkpoint.load_morph", lambda name: build_tiny_morph())
+    command = ["probe", "some-morph", "--data", str(data), "--out", str(tmp_path / "deep" / "scores.json")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    assert "layer 2" in result.stdout
+    scores = json.loads((tmp_path / "deep" / "scores.json").read_text())["scores"]
+    assert scores["latents"]["value"] == 1
+    for options, said in ((["--label", "mood"], "unknown label"), (["--data", "nowhere"], "holds no emoji set")):
+        refused = CliRunner().invoke(app, [*command, *options])
+        assert refused.exit_code == 2
+        assert said in refused.stderr
+
+
+def test_what_cannot_be_probed_is_refused() -> None:
+    with pytest.raises(ValueError, match="noise must lie"):
+        tower_states(build_tiny_morph(), torch.zeros(1, 3, 8, 8), noise=2)
+    with pytest.raises(ValueError, match="no vision tower"):
+        tower_states(object(), torch.zeros(1, 3, 8, 8))

@@ -1,0 +1,86 @@
+"""Law: a matched tower costs what it was matched to, by the account that `diptych inspect` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from diptych.config import Recipe, build_recipe
+from diptych.models.accounts.width_matching import match_widths
+from diptych.models.accounts.xfusion_account import account_xfusion
+
+
+@pytest.fixture
+def language_folder(tmp_path: Path) -> str:
+    sizes: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 640,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    LlamaConfig(vocab_size=300, num_hidden_layers=2, **sizes).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def build(folder: str, **tower: Any) -> Recipe:
+    settings = {
+        "method": "xfusion",
+        "output_dir": "unused",
+        "language_model": folder,
+        "vision_tower": tower,
+        "data": {"sources": [{"path": "not-there.jsonl"}]},
+        "train": {"per_device_train_batch_size": 2},
+    }
+    return build_recipe(settings)
+
+
+def cost(recipe: Recipe, measure: str) -> float:
+    account = account_xfusion(recipe)
+    return account.step.total if measure == "compute" else float(sum(account.trained.values()))
+
+
+@pytest.mark.parametrize("measure", ["parameters", "compute"])
+@pytest.mark.parametrize(
+    "design",
+    [{"layer_design": "gated"}, {"layer_design": "projection"}, {"x_fuse": "both"}, {"hidden_size": 192}],
+    ids=["gated", "projection", "x_fuse", "given"],
+)
+def test_costs_what_it_is_matched_to(language_folder: str, design: dict[str, Any], measure: str) -> None:
+    matched = match_widths(build(language_folder, match=measure, **design))
+    assert matched.vision_tower.match is None
+    assert cost(matched, measure) == pytest.approx(cost(build(language_folder), measure), rel=0.01)
+    for name, value in design.items():
+        assert getattr(matched.vision_tower, name) == value
+
+
+def test_matches_another_tower(language_folder: str) -> None:
+    narrow = {"hidden_size": 128, "intermediate_size": 512}
+    matched = match_widths(build(language_folder, layer_design="gated", match="parameters", match_to=narrow))
+    assert cost(matched, "parameters") == pytest.approx(cost(build(language_folder, **narrow), "parameters"), rel=0.01)
+
+
+def test_without_match_nothing_changes(language_folder: str) -> None:
+    recipe = build(language_folder, layer_design="gated")
+    assert match_widths(recipe) is recipe
+
+
+def test_says_what_cannot_be_matched(language_folder: str) -> None:
+    with pytest.raises(ValueError, match=r"hidden_size 2048.*times the parameters"):
+        match_widths(build(language_folder, hidden_size=2048, match="parameters"))
+
+
+@pytest.mark.parametrize(
+    ("tower", "said"),
+    [
+        ({"layer_design": "single", "match": "compute"}, "single tower is the language model itself"),
+        ({"intermediate_size": 64, "match": "compute"}, "match chooses intermediate_size"),
+        ({"match_to": {"layer_design": "gated"}}, "match_to needs vision_tower.match"),
+        ({"match": "compute", "match_to": {"match": "compute"}}, "must not match anything else"),
+    ],
+)
+def test_refuses_what_cannot_go_together(tower: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        build("anywhere", **tower)

@@ -1,0 +1,95 @@
+"""Laws of guidance: one batch gives what separate passes give, and each scale weighs what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diptych.data.formats import Message
+from diptych.data.tokenize import drop_images, drop_text
+from diptych.models.drawing import draw_latents, guided_forms
+from diptych.sequence import pack
+from diptych.settings import ObjectiveConfig
+from tiny_xfusion import CHANNELS, SIZE, build_streams, build_tiny_morph, build_xfusion
+
+FORMS = [
+    [("text", 5), ("context", 1), ("text", 2), ("target", 1)],
+    [("context", 1), ("text", 2), ("target", 1)],
+    [("text", 2), ("target", 1)],
+]
+STEPS = 3
+
+
+def literal(model: Any, forms: list[Any], noise: Tensor, text: float, image: float) -> Tensor:
+    """Every form by itself, everything anew in every step."""
+    x = noise
+    for step in range(STEPS):
+        t = torch.full((len(x),), 1 - step / STEPS)
+        each = []
+        for prompts in forms:
+            batch = pack(prompts)
+            plan = model.plan(batch)
+            each.append(model.denoise(x, t, batch, plan, model.prefill(batch, plan)))
+        full, no_text, nothing = each
+        x = x - (nothing + image * (no_text - nothing) + text * (full - no_text)) / STEPS
+    return x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("design", [{}, {"layer_design": "gated"}, {"x_fuse": "both"}], ids=str)
+def test_one_batch_equals_separate_passes(design: dict[str, Any]) -> None:
+    model = build_xfusion(**design)
+    forms = [build_streams([shape, shape], model, seed=number) for number, shape in enumerate(FORMS)]
+    noise = torch.randn(2, CHANNELS, SIZE, SIZE)
+    drawn = draw_latents(
+        model,
+        forms,
+        noise,
+        objective=ObjectiveConfig(),
+        guidance_scale=3.0,
+        image_guidance_scale=1.7,
+        num_steps=STEPS,
+        sampler="euler",
+    )
+    torch.testing.assert_close(drawn, literal(model, forms, noise, 3.0, 1.7), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_scale_1_is_no_guidance() -> None:
+    model = build_xfusion()
+    forms = [build_streams([shape], model, seed=number) for number, shape in enumerate(FORMS)]
+    noise = torch.randn(1, CHANNELS, SIZE, SIZE)
+    options: dict[str, Any] = {"objective": ObjectiveConfig(), "num_steps": STEPS, "sampler": "heun"}
+    alone = draw_latents(model, forms[:1], noise, guidance_scale=1.0, **options)
+    guided = draw_latents(model, forms, noise, guidance_scale=1.0, image_guidance_scale=1.0, **options)
+    torch.testing.assert_close(guided, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_forms_lose_text_then_images() -> None:
+    messages = (Message("user", ("Make it red.", 0)), Message("assistant", (1,)), Message("user", ("Now blue.",)))
+    forms = guided_forms(messages, negative_prompt="", by_text=True, by_images=True)
+    assert forms == [messages, drop_text(messages), drop_images(drop_text(messages))]
+    assert [m.parts for m in forms[1]] == [(0,), (1,), ()]
+    assert [m.parts for m in forms[2]] == [(), (1,), ()]
+    assert guided_forms(messages, negative_prompt="", by_text=False, by_images=False) == [messages]
+    assert guided_forms(messages, negative_prompt="ugly", by_text=True, by_images=False)[1][-1].parts == ("ugly",)
+
+
+def test_image_guidance_changes_an_edit_and_no_guidance_does_not() -> None:
+    morph = build_tiny_morph()
+    picture = Image.new("RGB", (8, 8), "red")
+    request = [{"role": "user", "content": ["Make it blue.", picture]}]
+
+    def draw(**options: Any) -> bytes:
+        (drawn,) = morph.generate(request, generation_mode="image", seed=1, **options)
+        assert isinstance(drawn, Image.Image)
+        return drawn.tobytes()
+
+    plain = draw(guidance_scale=1.0)
+    assert draw(guidance_scale=1.0, image_guidance_scale=1.0) == plain
+    assert draw(guidance_scale=1.0, image_guidance_scale=4.0) != plain
+    assert draw(guidance_scale=4.0) != plain

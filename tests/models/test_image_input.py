@@ -1,0 +1,159 @@
+"""Laws of a tower that reads images as an encoder's features, and of one that draws pixels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from diptych.backbones.autoencoder import PixelSpace, load_image_space
+from diptych.models.checkpoint import build_morph, load_morph, save_morph
+from diptych.models.generate import Morph
+from diptych.models.xfusion_training import XFusionTraining
+from tiny_vpit import build_encoder
+from tiny_xfusion import FakeAutoencoder, build_language, tiny_recipe
+
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("features")
+    draw, read, edit = [], [], []
+    for number, name in enumerate(COLOURS):
+        torch.manual_seed(number)
+        pixels = (torch.rand(4, 4, 3) * 255).byte().numpy()
+        Image.fromarray(pixels).resize((16, 16), Image.Resampling.NEAREST).save(folder / f"{name}.png")
+        draw.append([f"Draw {name}.", "<image>", [f"{name}.png"]])
+        read.append(["<image>\nWhat?", name, [f"{name}.png"]])
+        edit.append(["<image>\nAnother.", "<image>", [f"{name}.png", "red.png"]])
+    for file, rows in (("draw", draw), ("read", read), ("edit", edit)):
+        lines = [
+            json.dumps(
+                {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], "images": images}
+            )
+            for q, a, images in rows
+        ]
+        (folder / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
+    network: Any = build_encoder().network
+    network.network.save_pretrained(folder / "encoder")
+    return folder
+
+
+def build(folder: Path, *, autoencoder: Any = None, **settings: Any) -> XFusionTraining:
+    recipe = tiny_recipe(
+        data={"sources": [{"path": str(folder / f"{name}.jsonl")} for name in ("draw", "read", "edit")]},
+        cache_dir=str(folder / "cache"),
+        **settings,
+    )
+    encoder = build_encoder() if recipe.image_input is not None else None
+    autoencoder = autoencoder or FakeAutoencoder()
+    morph = build_morph(recipe, language=build_language(), autoencoder=autoencoder, encoder=encoder, cached=False)
+    training = XFusionTraining(recipe, morph)
+    with torch.no_grad():
+        for parameter in training.trainable_parameters().values():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return training
+
+
+def with_features(folder: Path, **tower: Any) -> XFusionTraining:
+    base = {"patch_size": 2, "time_conditioning": "adaln"}
+    return build(folder, image_input={"image_encoder": str(folder / "encoder")}, vision_tower=base | tower)
+
+
+@pytest.mark.parametrize("tower", [{}, {"boundary_tokens": False}, {"layer_design": "gated"}], ids=str)
+def test_what_is_read_are_features_and_what_is_drawn_latents(folder: Path, tower: dict[str, Any]) -> None:
+    training = with_features(folder, **tower)
+    batch = training.build_batch([(0, 1, 0), (1, 2, 1), (2, 0, 2)], seed=0)
+    assert len(batch.context_features) == 2
+    with torch.no_grad():
+        losses = training(batch)
+
+    def changed(**changes: Any) -> tuple[float, float]:
+        with torch.no_grad():
+            found = training(replace(batch, **changes))
+        return float(found["ce"].total - losses["ce"].total), float(found["flow"].total - losses["flow"].total)
+
+    other = batch.batch.images.clone()
+    other[~batch.batch.image_is_target] += 1
+    assert changed(batch=replace(batch.batch, images=other)) == (0, 0)
+    assert all(abs(difference) > 1e-6 for difference in changed(context_features=batch.context_features.flip(0)))
+
+
+def test_every_new_weight_is_trained(folder: Path) -> None:
+    training = with_features(folder)
+    losses = training(training.build_batch([(0, 1, 0), (1, 2, 1)], seed=0))
+    (losses["ce"].total + losses["flow"].total).backward()
+    gradients = {
+        name: parameter.grad for name, parameter in training.trainable_parameters().items() if "feature_" in name
+    }
+    assert {name.rpartition("feature_embedder.")[2] for name in gradients} >= {"linear.weight", "position", "boundary"}
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values())
+
+
+def test_a_saved_morph_reads_as_before_and_checks_its_encoder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    morph = with_features(folder).morph
+    save_morph(tmp_path / "morph", morph)
+    monkeypatch.setattr("diptych.models.checkpoint.load_image_space", lambda name: FakeAutoencoder())
+    monkeypatch.setattr("diptych.models.checkpoint.load_image_encoder", lambda *a, **k: build_encoder())
+    loaded = load_morph(tmp_path / "morph", language_model=build_language())
+    question = [{"role": "user", "content": [Image.open(folder / "red.png"), "What?"]}]
+    options: dict[str, Any] = {"max_new_tokens": 8}
+    assert loaded.generate(question, **options) == morph.generate(question, **options)
+    other = [{"role": "user", "content": [Image.open(folder / "blue.png"), "Another."]}]
+    drawn = loaded.generate(other, generation_mode="image", image_guidance_scale=2.0)[0]
+    assert isinstance(drawn, Image.Image)
+    config = json.loads((tmp_path / "morph" / "config.json").read_text())
+    config["hashes"]["image_encoder"] = "1" * 64
+    (tmp_path / "morph" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="image encoder"):
+        load_morph(tmp_path / "morph", language_model=build_language())
+
+
+def test_batched_answers_see_their_own_image(folder: Path) -> None:
+    morph = with_features(folder).morph
+    questions = [[{"role": "user", "content": [Image.open(folder / f"{c}.png"), "What?"]}] for c in COLOURS]
+    options: dict[str, Any] = {"max_new_tokens": 6}
+    assert morph.generate_batch(questions, **options) == [morph.generate(question, **options) for question in questions]
+
+
+def test_noise_on_features_is_refused() -> None:
+    with pytest.raises(ValueError, match="context_noise noises latents"):
+        tiny_recipe(image_input={}, objective={"context_noise": 0.5})
+
+
+def test_pixels_are_drawn_and_read_as_they_are(folder: Path) -> None:
+    space = load_image_space("pixels")
+    assert isinstance(space, PixelSpace)
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    assert torch.equal(space.decode(space.encode(images)), images)
+    training = build(folder, autoencoder=space, vision_tower={"patch_size": 4, "time_conditioning": "adaln"})
+    losses = training(training.build_batch([(0, 0, 0), (1, 1, 1)], seed=0))
+    assert losses["flow"].count == 3 * 8 * 8
+    assert isinstance(training.morph, Morph)
+    drawn = training.morph.generate([{"role": "user", "content": "Draw red."}])[0]
+    assert isinstance(drawn, Image.Image)
+    assert drawn.size == (8, 8)
+
+
+def test_training_goes_on_from_a_morph(folder: Path, tmp_path: Path) -> None:
+    first = build(folder)
+    save_morph(tmp_path / "morph", first.morph)
+    tower = {"patch_size": 2, "time_conditioning": "adaln", "init_from": str(tmp_path / "morph")}
+    recipe = tiny_recipe(vision_tower=tower)
+    language, autoencoder = build_language(), FakeAutoencoder()
+    morph = build_morph(recipe, language=language, autoencoder=autoencoder, cached=False)
+    for name, parameter in morph.model.vision_tower.named_parameters():
+        assert torch.equal(parameter, first.trainable_parameters()[name]), name
+    with pytest.raises(ValueError, match="language model"):
+        build_morph(recipe, language=build_language(seed=7), autoencoder=autoencoder, cached=False)
+    wide = tiny_recipe(vision_tower=tower | {"patch_size": 4})
+    with pytest.raises(ValueError, match="does not fit"):
+        build_morph(wide, language=language, autoencoder=autoencoder, cached=False)

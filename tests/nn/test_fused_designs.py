@@ -1,0 +1,195 @@
+"""Laws of X-Fuse, gated tower, dual projection and single tower: each equals its literal reading; where each starts."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from diptych.backbones.weight_hash import hash_module
+from diptych.models.fused import FusedXFusion
+from diptych.sequence import Sequence, pack
+from literal_fused import literal_forward
+from tiny_xfusion import build_language, build_streams, build_xfusion, image, noise_of, sequences, text
+
+TOLERANCE = 2e-5
+DESIGNS: dict[str, dict[str, Any]] = {
+    "fuse-text": {"x_fuse": "text"},
+    "fuse-image": {"x_fuse": "image"},
+    "fuse-both": {"x_fuse": "both"},
+    "fuse-both-narrow": {"x_fuse": "both", "symmetric": False},
+    "fuse-text-few": {"x_fuse": "text", "symmetric": False, "layers": (1,)},
+    "gated": {"layer_design": "gated"},
+    "gated-narrow": {"layer_design": "gated", "symmetric": False, "layers": (0, 1, 2)},
+    "projection": {"layer_design": "projection"},
+    "projection-narrow": {"layer_design": "projection", "symmetric": False, "layers": (0, 1, 2)},
+    "single": {"layer_design": "single"},
+}
+FROZEN = [name for name in DESIGNS if name != "single"]
+MIXED = [
+    [("text", 3), ("target", 1)],
+    [("text", 2), ("context", 1), ("text", 2), ("answer", 4)],
+    [("context", 1), ("context", 1), ("answer", 1), ("text", 1), ("target", 1), ("context", 1), ("text", 2)],
+    [("target", 1), ("text", 2), ("target", 1), ("context", 1), ("answer", 2), ("target", 1)],
+    [("answer", 3)],
+    [("context", 1)],
+]
+
+
+def build(name: str, *, family: str = "llama", **options: Any) -> FusedXFusion:
+    model = build_xfusion(family, **{**DESIGNS[name], **options})
+    assert isinstance(model, FusedXFusion)
+    return model
+
+
+def compare(model: FusedXFusion, streams: list[Sequence]) -> None:
+    batch = pack(streams)
+    plan, (noised, t) = model.plan(batch), noise_of(batch)
+    velocity, logits = model(batch, plan, noised, t)
+    literal_velocity, all_logits = literal_forward(model, batch, noised, t)
+    mine, theirs = torch.zeros(()), torch.zeros(())
+    assert (velocity is None) == (literal_velocity is None)
+    if velocity is not None and literal_velocity is not None:
+        torch.testing.assert_close(velocity, literal_velocity, atol=TOLERANCE, rtol=TOLERANCE)
+        mine, theirs = mine + velocity.square().sum(), theirs + literal_velocity.square().sum()
+    assert (logits is None) == (plan.supervised.numel() == 0)
+    if logits is not None:
+        literal_logits = all_logits[plan.live[plan.supervised]]
+        torch.testing.assert_close(logits, literal_logits, atol=TOLERANCE, rtol=TOLERANCE)
+        mine, theirs = mine + logits.logsumexp(-1).sum(), theirs + literal_logits.logsumexp(-1).sum()
+    if not mine.requires_grad:
+        return
+    named = dict(model.vision_tower.named_parameters())
+    ours = torch.autograd.grad(mine, list(named.values()), allow_unused=True, materialize_grads=True)
+    literal = torch.autograd.grad(theirs, list(named.values()), allow_unused=True, materialize_grads=True)
+    largest = max(1.0, *(float(g.abs().max()) for g in literal))
+    for parameter, a, b in zip(named, ours, literal, strict=True):
+        assert float((a - b).abs().max()) <= TOLERANCE * largest, parameter
+
+
+@pytest.mark.parametrize("adaln", [True, False], ids=["adaln", "add"])
+@pytest.mark.parametrize("name", DESIGNS)
+def test_routed_equals_literal_in_values_and_gradients(name: str, adaln: bool) -> None:
+    model = build(name, adaln=adaln)
+    compare(model, build_streams(MIXED, model))
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "olmo2", "smollm3"])
+@pytest.mark.parametrize("name", ["fuse-both", "gated", "projection", "single"])
+def test_routed_equals_literal_for_every_family(name: str, family: str) -> None:
+    model = build(name, family=family)
+    compare(model, build_streams(MIXED, model))
+
+
+MODELS = {name: build(name) for name in DESIGNS}
+
+
+@settings(max_examples=10)
+@given(shapes=sequences())
+@pytest.mark.parametrize("name", DESIGNS)
+def test_routed_equals_literal_for_any_interleaving(name: str, shapes: list[list[tuple[str, int]]]) -> None:
+    compare(MODELS[name], build_streams(shapes, MODELS[name]))
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_the_language_model_is_neither_owned_nor_changed(name: str) -> None:
+    language = build_language()
+    before, ids = hash_module(language.model), torch.randint(3, 200, (2, 9))
+    logits = copy.deepcopy(language.model)(input_ids=ids).logits
+    model = build(name, language=language)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(2):
+        batch = pack(build_streams(MIXED, model))
+        velocity, answered = model(batch, model.plan(batch), *noise_of(batch))
+        (velocity.square().sum() + answered.logsumexp(-1).sum()).backward()
+        optimizer.step()
+    assert all(p.grad is None and not p.requires_grad for p in language.model.parameters())
+    assert hash_module(language.model) == before
+    assert torch.equal(language.model(input_ids=ids).logits, logits)
+
+
+def test_the_single_tower_trains_the_language_model_s_own_layers() -> None:
+    language = build_language()
+    before = hash_module(language.model)
+    model = build("single", language=language, stirred=False)
+    owned = {parameter.data_ptr() for parameter in model.parameters()}
+    layers = {parameter.data_ptr() for parameter in language.model.model.layers.parameters()}
+    assert layers <= owned
+    assert language.model.model.embed_tokens.weight.data_ptr() not in owned
+    batch = pack(build_streams(MIXED, model))
+    velocity, answered = model(batch, model.plan(batch), *noise_of(batch))
+    (velocity.square().sum() + answered.logsumexp(-1).sum()).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert hash_module(language.model) != before
+
+
+@pytest.mark.parametrize("name", ["gated", "gated-narrow"])
+def test_a_gated_tower_starts_as_the_language_model(name: str) -> None:
+    """gamma is 0: whatever stands in the sequence goes through the frozen layers alone."""
+    model = build(name, stirred=False)
+    batch = pack([Sequence((text(5, 6), image(model, is_target=False), text(7, 8, 9, loss=True)))])
+    plan = model.plan(batch)
+    prefilled = model.prefill(batch, plan)
+    for block in model.vision_tower.blocks:
+        for parameter in block.get_submodule("layer").parameters():
+            parameter.data.normal_()
+    again = model.prefill(batch, plan)
+    assert prefilled.live is not None
+    assert again.live is not None
+    assert torch.equal(prefilled.live, again.live)
+
+
+@pytest.mark.parametrize("name", ["fuse-text", "fuse-image", "fuse-both"])
+def test_x_fuse_starts_as_no_x_fuse(name: str) -> None:
+    fused = build(name, stirred=False, seed=3)
+    plain = build_xfusion(symmetric=True, stirred=False, seed=3)
+    state = {key: value for key, value in fused.vision_tower.state_dict().items() if not key.endswith("_mix")}
+    plain.vision_tower.load_state_dict(state)
+    for tower in (fused.vision_tower, plain.vision_tower):
+        torch.nn.init.normal_(tower.head.linear.weight, generator=torch.Generator().manual_seed(0))
+    batch = pack(build_streams(MIXED, fused))
+    noised, t = noise_of(batch)
+    for a, b in zip(
+        fused(batch, fused.plan(batch), noised, t), plain(batch, plain.plan(batch), noised, t), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_packed_equals_one_by_one_and_the_future_changes_nothing(name: str) -> None:
+    model = MODELS[name]
+    streams = build_streams(MIXED, model)
+
+    def run(chosen: list[Sequence]) -> tuple[Any, Any]:
+        batch = pack(chosen)
+        return model(batch, model.plan(batch), *noise_of(batch))
+
+    packed, single = run(streams), [run([stream]) for stream in streams]
+    for whole, parts in zip(packed, zip(*single, strict=True), strict=True):
+        torch.testing.assert_close(whole, torch.cat([p for p in parts if p is not None]), atol=1e-5, rtol=1e-5)
+    past = (text(5, 6), image(model, is_target=False, seed=1), text(7, 8, loss=True))
+    more = (*past, image(model, is_target=True, seed=2), image(model, is_target=False, seed=2), text(9, loss=True))
+    torch.testing.assert_close(run([Sequence(past)])[1], run([Sequence(more)])[1][:2], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_noise_is_read_by_its_own_image_alone(name: str) -> None:
+    model = MODELS[name]
+    spans = (
+        text(4),
+        image(model, is_target=True, seed=1),
+        image(model, is_target=False, seed=1),
+        text(5, 6, loss=True),
+    )
+    batch = pack([Sequence((*spans, image(model, is_target=True, seed=2))), Sequence(spans)])
+    noised, t = noise_of(batch)
+    noised.requires_grad_()
+    velocity, logits = model(batch, model.plan(batch), noised, t)
+    for row in range(len(velocity)):
+        (gradient,) = torch.autograd.grad(velocity[row].sum(), noised, retain_graph=True)
+        assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == [other == row for other in range(len(noised))]
+    (gradient,) = torch.autograd.grad(logits.sum(), noised, allow_unused=True, materialize_grads=True)
+    assert not gradient.any()
