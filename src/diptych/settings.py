@@ -237,6 +237,11 @@ class VPiTConfig(Settings):
         min_length=1,
         description="exactly these are trained; the paper's stage 1: connector and boundary_tokens",
     )
+    first_trained_layer: int = Field(
+        default=0,
+        ge=0,
+        description="above 0: the language model's layers before it, and its embedding, stay as they are",
+    )
     lora: LoraConfig | None = Field(default=None, description="train adapters in place of the language model's weights")
     init_from: str | None = Field(default=None, description="morph to start from, such as that of stage 1")
     ce_weight: float = Field(default=1.0, ge=0)
@@ -260,6 +265,11 @@ class VPiTConfig(Settings):
             raise ValueError(f"vpit.num_image_tokens must be a square such as 16 or 64, got {self.num_image_tokens}")
         if self.lora is not None and "language_model" not in self.train_parts:
             raise ValueError("vpit.lora trains adapters on the language model; add language_model to vpit.train_parts")
+        if self.first_trained_layer and (self.lora is not None or "language_model" not in self.train_parts):
+            raise ValueError(
+                "vpit.first_trained_layer chooses among the language model's own layers: it needs language_model in "
+                "vpit.train_parts, and no vpit.lora"
+            )
         return self
 
 

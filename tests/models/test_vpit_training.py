@@ -61,6 +61,24 @@ def test_a_stage_trains_exactly_its_parameters(data: Path, parts: tuple[str, ...
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in trained.values())
 
 
+def test_early_layers_and_the_embedding_stay_as_they_are(data: Path) -> None:
+    method = training(data, vpit={"first_trained_layer": 2})
+    own = {name for name in method.trainable_parameters() if name.startswith("language_model.")}
+    assert own
+    assert not [name for name in own if "embed" in name or ".layers.0." in name or ".layers.1." in name]
+    assert any(".layers.2." in name for name in own)
+    assert any(name.endswith("model.norm.weight") for name in own)
+    before = {name: p.clone() for name, p in method.model.language_model.named_parameters()}
+    total(method(method.build_batch([(0, DRAW, 0), (1, READ, 1)], seed=0))).backward()
+    gradients = {name for name, p in method.model.named_parameters() if p.grad is not None}
+    assert gradients == set(method.trainable_parameters()), "and gradients pass through them to the connector"
+    assert all(torch.equal(p, before[name]) for name, p in method.model.language_model.named_parameters())
+    with pytest.raises(ValueError, match="the language model has 3 layers"):
+        training(data, vpit={"first_trained_layer": 3})
+    with pytest.raises(ValueError, match=r"no vpit.lora"):
+        vpit_recipe("nowhere", data, vpit={"first_trained_layer": 1, "lora": {}})
+
+
 def test_lora_trains_adapters_in_place_of_the_language_model(data: Path) -> None:
     method = training(data, vpit={"lora": {"r": 2}})
     own = [name for name in method.trainable_parameters() if name.startswith("language_model.")]

@@ -84,15 +84,26 @@ def _linear_names(language_model: Any) -> list[str]:
 
 
 def trained_parameters(model: VPiT, recipe: Recipe) -> dict[str, nn.Parameter]:
-    """Exactly what the recipe trains, by name; everything else is frozen here."""
+    """Exactly what the recipe trains, by name; everything else is frozen here. Errors: see `_early_parameters`."""
     config = recipe.vpit
+    kept = _early_parameters(model, config.first_trained_layer) if config.first_trained_layer else set()
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         part = name.split(".", 1)[0]
         wanted = part in config.train_parts
         if part == "language_model" and config.lora is not None:
             wanted = wanted and ".lora_" in name
+        wanted = wanted and id(parameter) not in kept
         parameter.requires_grad_(wanted)
         if wanted:
             chosen[name] = parameter
     return chosen
+
+
+def _early_parameters(model: VPiT, first: int) -> set[int]:
+    """The embedding's and those of the layers before `first`, by id. Raises ValueError if none is left."""
+    layers = getattr(model.decoder, "layers", ())
+    if first >= len(layers):
+        raise ValueError(f"vpit.first_trained_layer is {first}, but the language model has {len(layers)} layers")
+    modules = [model.language_model.get_input_embeddings(), *layers[:first]]
+    return {id(parameter) for module in modules for parameter in module.parameters()}

@@ -23,6 +23,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "all": {},
     "stage 1": {"train_parts": ["connector", "boundary_tokens"]},
     "head alone": {"train_parts": ["visual_head"]},
+    "late layers": {"first_trained_layer": 1},
     "adapters": {"lora": {"r": 4}},
     "adapters alone": {"lora": {"r": 4}, "train_parts": ["language_model"]},
 }
