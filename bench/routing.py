@@ -29,7 +29,12 @@ from paired import count_flops, measure_ratio, print_table
 TOKENS, CHANNELS, SIZE, PATCH = 256, 4, 32, 2
 LIMITS = {"P1": 2.0, "P2": 2.5, "P2c": 10 / 3}
 GOALS = {"P1": 1.75, "P2": 2.4, "P2c": 3.0}
-DESIGNS = ({"layer_design": "projection"}, {"layer_design": "gated"}, {"x_fuse": "text"}, {"x_fuse": "both"})
+DESIGNS: tuple[dict[str, Any], ...] = (
+    {"layer_design": "projection"},
+    {"layer_design": "gated"},
+    {"x_fuse": "text"},
+    {"x_fuse": "both"},
+)
 FLOP_GOALS = {"P1": 1.98, "P2": 2.4, "P2c": 3.0}
 
 
@@ -112,7 +117,7 @@ def measure(
     num_samples: int = 2,
     pairs: int = 9,
     clock: Callable[[], float] = time.perf_counter,
-    design: dict[str, str] | None = None,
+    design: dict[str, Any] | None = None,
 ) -> list[list[str]]:
     model = build_model(**(design or {}))
     spoken = "".join(
