@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,13 @@ def test_a_thing_stands_at_its_box() -> None:
     assert (drawn[20:, 10:30] == 0).all()
     assert (drawn[:20] == 255).all()
     assert thing.centre == (0.5, 0.75)
+
+
+def test_a_set_of_an_earlier_version_says_nothing_of_unseen_concepts(emoji: Path, tmp_path: Path) -> None:
+    shutil.copytree(emoji, tmp_path / "emoji")
+    path = tmp_path / "emoji" / "concepts.json"
+    entries = json.loads(path.read_text())
+    for concept in entries:
+        del concept["unseen"]
+    path.write_text(json.dumps(entries))
+    assert build_emoji_tasks(tmp_path / "set", emoji_folder=tmp_path / "emoji", num_samples=2, image_size=32).is_new

@@ -237,7 +237,7 @@ def _write_sample(folder: Path, path: str, task: Task) -> Sample:
 def _split_concepts(source: Path, held_out_fraction: float, seed: int) -> tuple[Pool, Pool]:
     """Concepts for training, and held out. What the emoji set itself holds out is in neither."""
     entries = json.loads((source / "concepts.json").read_text(encoding="utf-8"))
-    entries = [entry for entry in entries if not entry["held_out_style"] and not entry["unseen"]]
+    entries = [entry for entry in entries if not entry["held_out_style"] and not entry.get("unseen")]
     entries.sort(key=lambda entry: hashlib.sha256(f"{seed}:{entry['name']}".encode()).hexdigest())
     count = round(held_out_fraction * len(entries))
     if min(count, len(entries) - count) < 5:
