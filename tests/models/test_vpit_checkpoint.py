@@ -115,3 +115,9 @@ def test_a_tokenizer_with_the_boundary_tokens_is_refused() -> None:
     language.tokenizer.add_tokens(["<image_end>"], special_tokens=True)
     with pytest.raises(ValueError, match="already has <image_end>"):
         build_vpit(language=language)
+
+
+@pytest.mark.parametrize("option", [{"image_guidance_scale": 2.0}, {"negative_prompt": "ugly"}], ids=str)
+def test_what_only_diffusion_can_do_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="VPiT has no"):
+        build_vpit().generate([{"role": "user", "content": "Draw."}], **option)

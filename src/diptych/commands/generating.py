@@ -71,7 +71,6 @@ def generate(
         morph, language_model=language_model, pixel_decoder=pixel_decoder, trust_remote_code=trust_remote_code
     )
     content: list[Any] = [{"type": "text", "text": f"{prompt}\n" if images else prompt}, *images]
-    more = {} if image_guidance_scale == 1 else {"image_guidance_scale": image_guidance_scale}
     parts = loaded.generate(
         [{"role": "user", "content": content}],
         generation_mode=generation_mode.value,
@@ -81,7 +80,7 @@ def generate(
         negative_prompt=negative_prompt,
         seed=seed,
         max_new_tokens=max_new_tokens,
-        **more,
+        image_guidance_scale=image_guidance_scale,
     )
     texts = [part for part in parts if isinstance(part, str)]
     pictures = [part for part in parts if not isinstance(part, str)]

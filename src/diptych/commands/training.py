@@ -28,8 +28,8 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
 
     with process_group():
         for stage in stages:
-            settings = match_widths(stage)
             with main_first():  # the first to build fills the caches that the others then read
+                settings = match_widths(stage)
                 method = build_method(settings)
             result = run_training(settings, method)
             if result.exit_code:

@@ -30,20 +30,20 @@ _MARKS = str.maketrans("", "", _OPEN + _CLOSE + _IMAGE)
 
 def drop_text(messages: Many[Message]) -> tuple[Message, ...]:
     """The unconditional form of a conversation (classifier-free guidance): no text in the user's turns, images kept."""
-    return tuple(
-        message
-        if message.role == "assistant"
-        else Message(message.role, tuple(part for part in message.parts if isinstance(part, int)), message.loss)
-        for message in messages
-    )
+    return _keep(messages, int)
 
 
 def drop_images(messages: Many[Message]) -> tuple[Message, ...]:
     """The conversation without the images of the user's turns."""
+    return _keep(messages, str)
+
+
+def _keep(messages: Many[Message], kind: type[int] | type[str]) -> tuple[Message, ...]:
+    """Of all turns but the assistant's, the parts of one kind: indices of images, or texts."""
     return tuple(
         message
         if message.role == "assistant"
-        else Message(message.role, tuple(part for part in message.parts if isinstance(part, str)), message.loss)
+        else Message(message.role, tuple(part for part in message.parts if isinstance(part, kind)), message.loss)
         for message in messages
     )
 

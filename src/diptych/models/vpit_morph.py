@@ -100,6 +100,8 @@ class VPiTMorph:
         )
         if options.get("generation_mode") == "image" and self.pixel_decoder is None:
             raise ValueError(NO_PIXEL_DECODER)
+        if options.pop("image_guidance_scale", 1.0) != 1.0:
+            raise ValueError("VPiT has no image guidance: its images are predicted, not guided towards those given")
         if options.pop("negative_prompt", ""):
             raise ValueError("VPiT has no negative prompt: its images are predicted, not guided away from a text")
         made = self.answer(conversations, seed=seed, **options)

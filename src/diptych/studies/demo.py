@@ -18,6 +18,7 @@ from diptych.config import Recipe, load_recipe
 from diptych.data.builders.emoji import build_emoji
 from diptych.evaluate.machine import describe_machine
 from diptych.evaluate.report import format_share, render_report
+from diptych.models.accounts.width_matching import match_widths
 from diptych.models.checkpoint import load_morph
 from diptych.models.registry import build_method
 from diptych.studies.demo_evaluation import Evaluation, collect_scores, evaluate_demo
@@ -84,6 +85,7 @@ def _run(
             progress=progress,
         )
     display.say(built.summary())
+    recipe = match_widths(recipe)
 
     limit = recipe.train.max_train_minutes
     display.stage(f"training: {f'{limit:g} minutes' if limit else f'{recipe.train.max_steps} steps'} at most")

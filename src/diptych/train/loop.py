@@ -215,7 +215,7 @@ class _Run:
         if failed:
             self.writer.raise_failure()
         exit_code = 128 + signal.SIGINT if by_ctrl_c else 128 + signal.SIGTERM if by_sigterm else 0
-        counted = dict(zip(names, summed, strict=False))
+        counted = dict(zip(names, summed[: len(names)], strict=True))
         return _Agreement(counted, clock, exit_code, stop=bool(asked or by_ctrl_c or by_sigterm))
 
     def _step(self, batches: Sequence[MicroBatch], agreed: _Agreement) -> None:
@@ -225,7 +225,8 @@ class _Run:
         gradients = self.trained.finish_backward()
         names = list(local_totals)
         summed = distributed.sum_floats([*local_totals.values(), squared_norm(gradients)])
-        totals, norm = dict(zip(names, summed, strict=False)), math.sqrt(summed[-1]) if summed[-1] >= 0 else math.nan
+        totals = dict(zip(names, summed[:-1], strict=True))
+        norm = math.sqrt(summed[-1]) if summed[-1] >= 0 else math.nan
         broken = [f"the loss {name!r} is {total}" for name, total in totals.items() if not math.isfinite(total)]
         if not broken and not math.isfinite(norm):
             broken = [f"the norm of the gradient is {norm}"]

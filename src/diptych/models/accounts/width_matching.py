@@ -50,8 +50,9 @@ def match_widths(recipe: Recipe) -> Recipe:
         hidden = max(1, steps) * head_dim
     most = 32 * hidden // STEP
     below = max(1, _largest(lambda n: cost(sized(hidden, n * STEP)) <= target, most))
-    best = min((sized(hidden, n * STEP) for n in (below, below + 1)), key=lambda chosen: abs(cost(chosen) - target))
-    miss = cost(best) / target - 1
+    nearest = [(cost(chosen), chosen) for chosen in (sized(hidden, n * STEP) for n in (below, below + 1))]
+    reached, best = min(nearest, key=lambda pair: abs(pair[0] - target))
+    miss = reached / target - 1
     if abs(miss) > 0.01:
         raise ValueError(
             f"vision_tower.match: the nearest {tower.layer_design} tower (hidden_size {best.hidden_size}, "

@@ -10,6 +10,7 @@ but the single tower; so text alone never meets a block, and the language guaran
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -141,7 +142,7 @@ class DecodeCaches:
     vision: LayerCache | None = None
 
 
-class FusedBlock(nn.Module):
+class FusedBlock(nn.Module, ABC):
     """Base of the blocks here: `layer` is trained, of width d; `text_width` is the language model's D.
 
     reads_text_keys: whether an image, too, reads what the language model's layer makes of its keys.
@@ -167,6 +168,7 @@ class FusedBlock(nn.Module):
     def _out_of(self, states: Tensor) -> Tensor:
         return states if self.image_out is None else self.image_out(states)
 
+    @abstractmethod
     def forward(
         self, text_layer: nn.Module, tokens: Sequence[Tokens], before: KeyValues | None = None
     ) -> tuple[list[Tensor], KeyValues]:
@@ -174,13 +176,12 @@ class FusedBlock(nn.Module):
 
         `tokens` stand in the order of the keys; `before`: what was read earlier, in front of them.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(
         self, text_layer: nn.Module, states: Tensor, text_rope: Rope, vision_rope: Rope, caches: DecodeCaches
     ) -> Tensor:
         """One more text token of every sample behind an image: states [B, D] -> [B, D]."""
-        raise NotImplementedError
 
 
 class GatedBlock(FusedBlock):
@@ -244,9 +245,6 @@ class ProjectionBlock(FusedBlock):
 
 class SingleBlock(FusedBlock):
     """The language model's own layer, trained, for every token (Transfusion from an LLM). Language is not kept."""
-
-    def __init__(self, layer: nn.Module, **settings: Any) -> None:
-        super().__init__(layer, **settings)
 
     def forward(
         self, text_layer: nn.Module, tokens: Sequence[Tokens], before: KeyValues | None = None
