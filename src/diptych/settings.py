@@ -242,6 +242,12 @@ class VPiTConfig(Settings):
         ge=0,
         description="above 0: the language model's layers before it, and its embedding, stay as they are",
     )
+    cached_forms: int = Field(
+        default=0,
+        ge=0,
+        description="above 0: states before first_trained_layer are computed once and kept, for this many forms of each "
+        "sample (what visual_input_dropout and the like made of it); the connector is then not trained",
+    )
     lora: LoraConfig | None = Field(default=None, description="train adapters in place of the language model's weights")
     init_from: str | None = Field(default=None, description="morph to start from, such as that of stage 1")
     ce_weight: float = Field(default=1.0, ge=0)
@@ -252,7 +258,8 @@ class VPiTConfig(Settings):
     visual_loss: Literal["cosine", "l1", "smooth_l1", "infonce"] = "cosine"
     visual_temperature: float = Field(default=0.07, gt=0, description="of infonce")
     visual_input_dropout: float = Field(
-        default=0.0, ge=0, le=1, description="share of a target's visual tokens not shown as inputs, against copying"
+        default=0.0, ge=0, le=1, description="share of a target's visual tokens not shown as inputs, against copying; "
+        "as many are then not fed back in generation"
     )
     visual_input_noise: float = Field(
         default=0.0, ge=0, description="standard deviation, over the feature's norm, of noise on a target's inputs"
@@ -269,6 +276,11 @@ class VPiTConfig(Settings):
             raise ValueError(
                 "vpit.first_trained_layer chooses among the language model's own layers: it needs language_model in "
                 "vpit.train_parts, and no vpit.lora"
+            )
+        if self.cached_forms and (not self.first_trained_layer or "connector" in self.train_parts):
+            raise ValueError(
+                "vpit.cached_forms keeps what no trained weight can change: it needs vpit.first_trained_layer above 0, "
+                "and no connector in vpit.train_parts"
             )
         return self
 

@@ -176,7 +176,7 @@ def test_it_learns_to_draw_and_to_read(data: Path, tmp_path: Path, settings: dic
         warnings.simplefilter("error")
         run_training(recipe, method)
     after = method.eval().measure(seed=0)["free_running_cosine"]
-    assert before < 0.5
+    assert before < 0.8, "the mean of all images, from the start"
     assert after > 0.9
     images = [method.sources[READ][k].images[0] for k in range(4)]
     questions: list[Any] = [[{"role": "user", "content": [image, "\nWhat?"]}] for image in images]

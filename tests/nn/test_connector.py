@@ -94,3 +94,38 @@ def test_predicted_tokens_have_length_one_in_float32() -> None:
     predicted = head(torch.randn(7, 10).bfloat16())
     assert predicted.dtype == torch.float32
     torch.testing.assert_close(predicted.norm(dim=-1), torch.ones(7))
+
+
+def test_a_standardised_connector_gives_embeddings_like_the_language_model_s() -> None:
+    features, embeddings = reduce_tokens(torch.randn(40, 4, 16) + 1, 4).flatten(0, 1), 0.2 * torch.randn(300, 12) + 0.05
+    for kind in ("mlp2x_gelu", "linear"):
+        connector = Connector(16, 12, kind=kind)
+        connector.standardise(features, embeddings)
+        made = connector(features)
+        torch.testing.assert_close(made.std(dim=0), embeddings.std().expand(12), atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(made.mean(dim=0), embeddings.mean(dim=0), atol=1e-4, rtol=1e-3)
+
+
+def test_a_visual_head_starts_near_the_mean_of_the_features() -> None:
+    features = reduce_tokens(torch.randn(40, 4, 16) + 1, 4).flatten(0, 1)
+    torch.manual_seed(0)
+    head = VisualHead(12, 16)
+    mean = torch.nn.functional.normalize(features.mean(dim=0), dim=0)
+    states = torch.randn(50, 12)
+    with torch.no_grad():
+        before = float((head(states) @ mean).mean())
+        head.start_at(features)
+        assert float((head(states) @ mean).mean()) > before + 0.5
+
+
+def test_a_hidden_token_is_known_by_its_place_alone() -> None:
+    connector = Connector(6, 10, num_hidden=4)
+    features = torch.nn.functional.normalize(torch.randn(3, 4, 6), dim=-1)
+    features[0, 1] = features[2, 3] = 0
+    made = connector(features)
+    assert connector.hidden is not None
+    torch.testing.assert_close(made[0, 1], connector.hidden[1])
+    torch.testing.assert_close(made[2, 3], connector.hidden[3])
+    torch.testing.assert_close(made[1], connector.layers(features[1]))
+    one_by_one = [connector(features[:, k], torch.full((3,), k)) for k in range(4)]
+    torch.testing.assert_close(torch.stack(one_by_one, dim=1), made)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diptych.models.token_choice import choose_tokens
-from diptych.models.vpit import VPiT
+from diptych.models.vpit import VPiT, shown_tokens
 from diptych.sequence import Sequence as Stream
 from diptych.sequence import pack
 
@@ -54,6 +54,7 @@ def decode_interleaved(
     generation_mode: Literal["auto", "text", "image"] = "auto",
     unconditional: Sequence[Stream] = (),
     visual_guidance_scale: float = 1.0,
+    visual_input_dropout: float = 0.0,
     do_sample: bool = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -62,7 +63,8 @@ def decode_interleaved(
 
     generation_mode: text never starts an image; image answers with one image and nothing else. max_new_tokens counts
     text; an image that was begun is always finished. `unconditional`: prompts without their text, for a guidance in
-    feature space other than 1. Raises ValueError for a prompt that leaves no room in the language model's context.
+    feature space other than 1. `visual_input_dropout`: share of an image's visual tokens that is not fed back, as in
+    training, so that the model meets what it was trained on. Raises ValueError for a prompt that leaves no room in the language model's context.
     """
     start, end = model.boundary_tokens.token_ids
     guided = visual_guidance_scale != 1.0 and generation_mode != "text"
@@ -74,6 +76,7 @@ def decode_interleaved(
             row.forced.append(start)
     engine = _Engine(model, [*prompts, *(unconditional if guided else ())])
     running = list(range(len(rows)))
+    shown = shown_tokens(model.num_image_tokens, visual_input_dropout).to(engine.hidden.device)
     hidden = engine.hidden
     while True:
         inputs = hidden.new_zeros(len(running), hidden.shape[-1])
@@ -103,9 +106,11 @@ def decode_interleaved(
             if guided:
                 without = model.visual_head(hidden[len(running) :][images])
                 predicted = normalize(without + visual_guidance_scale * (predicted - without), dim=-1)
+            places = torch.tensor([len(rows[running[i]].image or ()) for i in images], device=hidden.device)
+            fed = predicted * shown[places, None]
             for i, feature in zip(images, predicted, strict=True):
                 _take_feature(rows[running[i]], feature, model.num_image_tokens, end, only=generation_mode == "image")
-            inputs[images] = model.connector(predicted).to(inputs.dtype)
+            inputs[images] = model.connector(fed, places).to(inputs.dtype)
         kept = [i for i, index in enumerate(running) if not rows[index].done]
         if not kept:
             break

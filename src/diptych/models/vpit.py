@@ -81,12 +81,14 @@ class VPiT(nn.Module):
         num_image_tokens: int,
         token_ids: tuple[int, int],
         connector: str,
+        tied_boundary_tokens: bool = True,
+        hides_tokens: bool = False,
     ) -> None:
         super().__init__()
         width = int(language_model.get_input_embeddings().weight.shape[1])
-        self.connector = Connector(feature_dim, width, kind=connector)
+        self.connector = Connector(feature_dim, width, kind=connector, num_hidden=num_image_tokens * hides_tokens)
         self.visual_head = VisualHead(width, feature_dim)
-        self.boundary_tokens = BoundaryTokens(language_model, token_ids)
+        self.boundary_tokens = BoundaryTokens(language_model, token_ids, tied=tied_boundary_tokens)
         self.language_model = language_model
         self.feature_dim = feature_dim
         self.num_image_tokens = num_image_tokens
@@ -118,3 +120,8 @@ class VPiT(nn.Module):
     def text_logits(self, states: Tensor) -> Tensor:
         """Final states [N, D] -> logits over the vocabulary with the boundary tokens in it."""
         return self.boundary_tokens.logits(states, self.language_model.get_output_embeddings())
+
+
+def shown_tokens(num_image_tokens: int, visual_input_dropout: float) -> Tensor:
+    """Which visual tokens [n] of an image being drawn are fed back: the same share as in training, always the same."""
+    return torch.rand(num_image_tokens, generator=torch.Generator().manual_seed(0)) >= visual_input_dropout

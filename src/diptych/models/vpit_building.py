@@ -31,6 +31,8 @@ def build_vpit(recipe: Recipe, language_model: Any, tokenizer: Any, *, feature_d
         num_image_tokens=config.num_image_tokens,
         token_ids=token_ids,
         connector=config.connector,
+        tied_boundary_tokens=not config.cached_forms,
+        hides_tokens=config.visual_input_dropout > 0,
     )
     if config.lora is not None:
         add_lora(language_model, config.lora)
@@ -86,7 +88,9 @@ def _linear_names(language_model: Any) -> list[str]:
 def trained_parameters(model: VPiT, recipe: Recipe) -> dict[str, nn.Parameter]:
     """Exactly what the recipe trains, by name; everything else is frozen here. Errors: see `_early_parameters`."""
     config = recipe.vpit
-    kept = _early_parameters(model, config.first_trained_layer) if config.first_trained_layer else set()
+    kept = _early_parameters(model, config.first_trained_layer) if config.first_trained_layer else set[int]()
+    if config.cached_forms:
+        kept.add(id(model.boundary_tokens.input))
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         part = name.split(".", 1)[0]

@@ -158,6 +158,7 @@ class VPiTMorph:
                 [self._prompt(messages, tokens) for messages, tokens in chunk],
                 unconditional=[self._prompt(drop_text(m), tokens) for m, tokens in chunk] if guided else (),
                 visual_guidance_scale=visual_guidance_scale,
+                visual_input_dropout=self.recipe.vpit.visual_input_dropout,
                 stops=stop_ids(self.language_model, self.tokenizer),
                 max_new_tokens=max_new_tokens,
                 generation_mode=generation_mode,

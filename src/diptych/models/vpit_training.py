@@ -16,6 +16,7 @@ from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.formats import Sample, naming_sample, read_sources
 from diptych.data.tokenize import build_sequence
 from diptych.models.encoded_images import image_features
+from diptych.models.frozen_layers import FormKey, FrozenLayers
 from diptych.models.method import LossSum
 from diptych.models.vpit import Rows, Supervision, VPiT, build_rows, find_supervision
 from diptych.models.vpit_building import trained_parameters
@@ -28,19 +29,23 @@ from diptych.sequence import Sequence as Stream
 from diptych.settings import VPiTConfig
 
 NUM_MEASURED = 32
+NUM_STATISTICS = 256
 
 
 @dataclass(frozen=True)
 class VPiTBatch:
-    """A packed batch; `inputs` [I, n, F] are its images as the model is shown them: targets may be hidden or noised."""
+    """A packed batch; `inputs` [I, n, F] are its images as the model is shown them: targets may be hidden or noised.
+    `keys`: of each sample's form, for what is kept of it."""
 
     batch: Batch
     rows: Rows
     supervision: Supervision
     inputs: Tensor
+    keys: tuple[FormKey, ...] = ()
 
     def to(self, device: torch.device | str) -> VPiTBatch:
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+        moved = {name: value.to(device) for name, value in vars(self).items() if name != "keys"}
+        return replace(self, **moved)
 
 
 class VPiTTraining(nn.Module):
@@ -62,21 +67,38 @@ class VPiTTraining(nn.Module):
             self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         if not any(name.startswith("language_model.") for name in self._trained):
             self.model.language_model.eval()
+        if recipe.vpit.init_from is None:
+            self._standardise()
+        self.frozen_layers = FrozenLayers(self.model, recipe.vpit.first_trained_layer) if recipe.vpit.cached_forms else None
 
     def num_samples(self) -> tuple[int, ...]:
         return tuple(len(samples) for samples in self.sources)
 
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> VPiTBatch:
-        streams, inputs = [], []
+        streams, inputs, keys = [], [], []
         for draw, source, index in picks:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
+            if num_forms := self.recipe.vpit.cached_forms:
+                form = int(torch.randint(num_forms, (), generator=generator))
+                keys.append((source, index, form))
+                generator.manual_seed(((seed * 1_009 + source) * 1_000_003 + index) * 1_009 + form)
             dropped = torch.rand((), generator=generator).item() < self.recipe.vpit.text_cond_dropout_prob
             stream = self._stream(source, index, dropped and is_drawing(self.sources[source][index]))
             streams.append(replace(stream, draw=draw))
             inputs += [self._shown(span.image, generator) if span.is_target else span.image for span in stream.images]
         batch = pack(streams, image_predicts_text=True)
         supervision = find_supervision(batch, self.model.boundary_tokens.token_ids[0])
-        return VPiTBatch(batch, build_rows(batch), supervision, torch.stack(inputs) if inputs else torch.zeros(0))
+        return VPiTBatch(batch, build_rows(batch), supervision, torch.stack(inputs) if inputs else torch.zeros(0), tuple(keys))
+
+    def _standardise(self) -> None:
+        """Starts connector and visual head from the statistics of some of the images."""
+        paths = [image for samples in self.sources for sample in samples for image in sample.images]
+        if not paths:
+            return
+        device = self.model.boundary_tokens.input.device
+        features = torch.cat([self.features.load(p) for p in paths[:: 1 + len(paths) // NUM_STATISTICS]]).to(device)
+        self.model.connector.standardise(features, self.model.language_model.get_input_embeddings().weight)
+        self.model.visual_head.start_at(features)
 
     def _shown(self, target: Tensor, generator: torch.Generator) -> Tensor:
         """A target's visual tokens [n, F] as inputs: noised, then some of them hidden (zeros)."""
@@ -93,7 +115,11 @@ class VPiTTraining(nn.Module):
         return loss_counts(batch)
 
     def forward(self, batch: VPiTBatch) -> dict[str, LossSum]:
-        return vpit_losses(self.model, batch, self.recipe.vpit)
+        states = None
+        if self.frozen_layers is not None:
+            inputs = batch.inputs if batch.inputs.numel() else None
+            states = self.frozen_layers.final_states(batch.batch, batch.rows, inputs, batch.keys)
+        return vpit_losses(self.model, batch, self.recipe.vpit, states=states)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return self._trained
@@ -157,13 +183,16 @@ def loss_counts(batch: VPiTBatch) -> dict[str, float]:
     return {"ce": float(batch.supervision.text.numel()), "visual": float(batch.supervision.visual.numel())}
 
 
-def vpit_losses(model: VPiT, batch: VPiTBatch, config: VPiTConfig) -> dict[str, LossSum]:
+def vpit_losses(
+    model: VPiT, batch: VPiTBatch, config: VPiTConfig, *, states: Tensor | None = None
+) -> dict[str, LossSum]:
     """Cross-entropy over supervised text, `config.visual_loss` over target visual tokens, each from the state before.
 
-    The LM head is applied where text is supervised and nowhere else.
+    The LM head is applied where text is supervised and nowhere else. `states` [N, D]: final states, if they are known.
     """
     supervision, counts = batch.supervision, loss_counts(batch)
-    states = model.states(batch.batch, batch.rows, batch.inputs if batch.inputs.numel() else None)
+    if states is None:
+        states = model.states(batch.batch, batch.rows, batch.inputs if batch.inputs.numel() else None)
     head = model.language_model.get_output_embeddings()
     parameters = [*head.parameters(), *model.boundary_tokens.parameters()]
     ce = chunked_cross_entropy(states[supervision.text], supervision.labels, model.text_logits, parameters)

@@ -9,19 +9,20 @@ from torch import Tensor, nn
 
 
 class BoundaryTokens(nn.Module):
-    """Rows of the two tokens: of the input embedding [2, D], and of the LM head where that is a matrix of its own.
+    """Rows of the two tokens: of the input embedding [2, D], and of the LM head where that is a matrix of its own, or they
+    are not `tied`.
 
     Both start at the mean of the language model's rows (MetaMorph, architecture). `token_ids` may lie beyond the
     matrix or among rows that it keeps in reserve: these rows count instead.
     """
 
-    def __init__(self, language_model: Any, token_ids: tuple[int, int]) -> None:
+    def __init__(self, language_model: Any, token_ids: tuple[int, int], *, tied: bool = True) -> None:
         super().__init__()
         self.token_ids = token_ids
         embedding = language_model.get_input_embeddings().weight
         head = language_model.get_output_embeddings().weight
         self.input = nn.Parameter(_mean_rows(embedding))
-        self.output = None if head is embedding else nn.Parameter(_mean_rows(head))
+        self.output = None if tied and head is embedding else nn.Parameter(_mean_rows(head))
 
     def embed(self, token_ids: Tensor, embedding: nn.Module) -> Tensor:
         """Token ids [...] -> embeddings [..., D], boundary tokens from the rows here."""

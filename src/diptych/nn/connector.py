@@ -32,9 +32,13 @@ def reduce_tokens(features: Tensor, num_tokens: int) -> Tensor:
 
 
 class Connector(nn.Module):
-    """Visual tokens [..., F] -> embeddings of the language model [..., D]: two layers with a GELU, or one layer."""
+    """Visual tokens [..., F] -> embeddings of the language model [..., D]: two layers with a GELU, or one layer.
 
-    def __init__(self, feature_dim: int, width: int, *, kind: str = "mlp2x_gelu") -> None:
+    With `num_hidden` rows of its own, a visual token of zeros is a hidden one, and the row of its place in the image
+    stands for it: as in masked autoencoders, the model is told where it is, and nothing else.
+    """
+
+    def __init__(self, feature_dim: int, width: int, *, kind: str = "mlp2x_gelu", num_hidden: int = 0) -> None:
         super().__init__()
         if kind not in CONNECTORS:
             raise ValueError(f"unknown connector {kind!r}; choose one of: {', '.join(CONNECTORS)}")
@@ -42,9 +46,27 @@ class Connector(nn.Module):
         if kind == "mlp2x_gelu":
             layers += [nn.GELU(), nn.Linear(width, width)]
         self.layers = nn.Sequential(*layers)
+        self.hidden = nn.Parameter(torch.randn(num_hidden, width)) if num_hidden else None
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.layers(features)
+    @torch.no_grad()
+    def standardise(self, features: Tensor, embeddings: Tensor) -> None:
+        """Starts where features [N, F] give embeddings of the mean and the spread of the language model's own [V, D]."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        made = self.layers(features)
+        scale = embeddings.float().std() / made.std(dim=0).clamp_min(1e-6)
+        last.weight.mul_(scale[:, None])
+        last.bias.copy_((last.bias - made.mean(dim=0)) * scale + embeddings.float().mean(dim=0))
+        if self.hidden is not None:
+            self.hidden.mul_(embeddings.float().std()).add_(embeddings.float().mean(dim=0))
+
+    def forward(self, features: Tensor, places: Tensor | None = None) -> Tensor:
+        """Features [..., F] of tokens at `places` [...] of their images; [..., n, F] of whole images without."""
+        made = self.layers(features)
+        if self.hidden is None:
+            return made
+        rows = self.hidden if places is None else self.hidden[places]
+        return torch.where((features != 0).any(dim=-1, keepdim=True), made, rows.to(made.dtype))
 
 
 class VisualHead(nn.Module):
@@ -53,6 +75,13 @@ class VisualHead(nn.Module):
     def __init__(self, width: int, feature_dim: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, feature_dim))
+
+    @torch.no_grad()
+    def start_at(self, features: Tensor) -> None:
+        """Starts at the mean of features [N, F], which says more than nothing of every image."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias.copy_(features.mean(dim=0))
 
     def forward(self, states: Tensor) -> Tensor:
         return normalize(self.layers(states).float(), dim=-1)

@@ -24,6 +24,11 @@ PARTS: dict[str, dict[str, Any]] = {
     "stage 1": {"train_parts": ["connector", "boundary_tokens"]},
     "head alone": {"train_parts": ["visual_head"]},
     "late layers": {"first_trained_layer": 1},
+    "late layers, kept states": {
+        "first_trained_layer": 1,
+        "cached_forms": 1,
+        "train_parts": ["visual_head", "boundary_tokens", "language_model"],
+    },
     "adapters": {"lora": {"r": 4}},
     "adapters alone": {"lora": {"r": 4}, "train_parts": ["language_model"]},
 }
@@ -67,6 +72,7 @@ def test_flops_and_parameters_are_those_of_a_real_step(
     counted = 0
     for source in (0, 1):  # a micro-batch that draws and one that reads: one step of this mixture
         batch = training.build_batch([(k, source, k) for k in range(4)], seed=0)
+        training(batch)  # what is computed once is kept
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             losses = [loss.total for loss in training(batch).values() if loss.total.requires_grad]
             if losses:
@@ -79,6 +85,22 @@ def test_flops_and_parameters_are_those_of_a_real_step(
     of_encoder = next(count for name, count in account.frozen.items() if name.startswith("image encoder"))
     of_model = sum(account.trained.values()) + sum(account.frozen.values()) - of_encoder
     assert of_model == sum(p.numel() for p in training.model.parameters())
+
+
+def test_what_is_computed_once_is_that_of_all_forms(folder: Path) -> None:
+    settings = {k: v for k, v in PARTS["late layers, kept states"].items() if k != "cached_forms"}
+    one, three = (account_recipe(recipe_of(folder, **settings, cached_forms=forms)) for forms in (1, 3))
+    kept = "states before the first trained layer"
+    assert three.once[kept].total == pytest.approx(3 * one.once[kept].total)
+    assert three.cached[kept][0] == pytest.approx(3 * one.cached[kept][0], rel=0.01)
+    training = VPiTTraining(
+        one.recipe, build_vpit_morph(one.recipe, encoder=build_encoder(), cached=False)
+    )
+    batch = training.build_batch([(k, 0, k) for k in range(4)], seed=0)
+    training(batch)
+    assert training.frozen_layers is not None
+    per_sample = sum(t.numel() * 4 for t in training.frozen_layers._kept.values()) / 4
+    assert one.cached[kept][0] == pytest.approx(per_sample, rel=0.2), "drawing and reading differ a little in length"
 
 
 def test_nothing_trained_before_the_states_means_no_backward_in_the_language_model(folder: Path) -> None:

@@ -15,6 +15,7 @@ from diptych.models.accounts.meta_counting import count_encoder_flops, count_flo
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
 from diptych.models.vpit import VPiT, build_rows, find_supervision
 from diptych.models.vpit_building import build_vpit, trained_parameters
+from diptych.nn.cut_decoder import cut_decoder
 from diptych.sequence import pack
 
 
@@ -45,17 +46,29 @@ def account_vpit(recipe: Recipe) -> RunAccount:
     spent: Counter[str] = Counter()
     counted: dict[tuple[int, ...], dict[str, Flops]] = {}
     num_images = 0
+    lower, upper = cut_decoder(model.decoder, config.first_trained_layer) if config.cached_forms else (None, model.decoder)
+    num_kept = 0
     for streams in first.batches():
         batch = pack(streams, image_predicts_text=True)
         found = find_supervision(batch, model.boundary_tokens.token_ids[0])
         rows, columns = build_rows(batch).index.shape
         sizes = (rows, columns, int(batch.is_image.sum()), found.visual.numel(), found.text.numel())
         if sizes not in counted:
-            counted[sizes] = _step_flops(model, *sizes)
+            counted[sizes] = _step_flops(model, upper, *sizes)
+            if lower is not None:
+                embedding = counted[sizes].pop("connector")
+                counted[sizes][KEPT] = embedding + _decoder_flops(lower, rows, columns, model, upstream=False)
         for name, cost in counted[sizes].items():
             flops[name] = flops.get(name, Flops()) + cost
+        num_kept += len(batch.token_ids)
         spent.update(dict(zip(KINDS, (len(batch.token_ids), *sizes[2:]), strict=True)))
         num_images += batch.num_images
+    once = {"visual tokens": Flops(count_encoder_flops(encoder) * num_images * share, 0)}
+    cached = {"visual tokens": (4 * config.num_image_tokens * encoder.feature_dim, "per image")}
+    if lower is not None:
+        once[KEPT] = flops.pop(KEPT) * (config.cached_forms * share)
+        width = int(language.get_input_embeddings().weight.shape[1])
+        cached[KEPT] = (4 * width * config.cached_forms * num_kept // len(first.streams), "per sample")
     parts = Counter({name.split(".", 1)[0]: 0 for name in trained})
     for name, parameter in trained.items():
         parts[name.split(".", 1)[0]] += parameter.numel()
@@ -73,12 +86,13 @@ def account_vpit(recipe: Recipe) -> RunAccount:
         parts=tuple(PartCost(name, cost * share, spent[name] * share, KINDS[name]) for name, cost in flops.items()),
         samples_per_step=per_step,
         keeps_language=not parts["language_model"],
-        once={"visual tokens": Flops(count_encoder_flops(encoder) * num_images * share, 0)},
-        cached={"visual tokens": (4 * config.num_image_tokens * encoder.feature_dim, "per image")},
+        once=once,
+        cached=cached,
         assumed=first.assumed,
     )
 
 
+KEPT = "states before the first trained layer"
 KINDS = {
     "language model": "token",
     "connector": "visual token",
@@ -88,32 +102,38 @@ KINDS = {
 
 
 def _step_flops(
-    model: VPiT, rows: int, columns: int, num_visual: int, num_targets: int, num_text: int
+    model: VPiT, decoder: Any, rows: int, columns: int, num_visual: int, num_targets: int, num_text: int
 ) -> dict[str, Flops]:
     """Of one micro-batch, padding included, by the names of KINDS."""
     width = int(model.language_model.get_input_embeddings().weight.shape[1])
     # A gradient is wanted of the embeddings where something that makes them is trained.
     upstream = any(p.requires_grad for m in (model.connector, model.boundary_tokens) for p in m.parameters())
     upstream |= model.language_model.get_input_embeddings().weight.requires_grad
+    upstream &= decoder is model.decoder
     downstream = upstream or any(p.requires_grad for p in model.decoder.parameters())
     with torch.device("meta"):
-        embeddings = torch.zeros(rows, columns, width, requires_grad=upstream)
-        visual = torch.zeros(num_visual, model.feature_dim)
+        visual = torch.zeros(num_visual // model.num_image_tokens, model.num_image_tokens, model.feature_dim)
         targets = torch.zeros(num_targets, width, requires_grad=downstream)
         text = torch.zeros(num_text, width, requires_grad=downstream)
-        # A whole mask, so that transformers does not look into values that are not there.
-        mask = torch.zeros(rows, 1, columns, columns)
-        decoder: Any = model.decoder
-
-        def states() -> torch.Tensor:
-            return decoder(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
-
         return {
-            "language model": count_flops(states),
+            "language model": _decoder_flops(decoder, rows, columns, model, upstream=upstream),
             "connector": count_flops(lambda: model.connector(visual)),
             "visual head": count_flops(lambda: model.visual_head(targets)),
             "LM head": count_flops(lambda: model.text_logits(text)),
         }
+
+
+def _decoder_flops(decoder: Any, rows: int, columns: int, model: VPiT, *, upstream: bool) -> Flops:
+    width = int(model.language_model.get_input_embeddings().weight.shape[1])
+    with torch.device("meta"):
+        embeddings = torch.zeros(rows, columns, width, requires_grad=upstream)
+        # A whole mask, so that transformers does not look into values that are not there.
+        mask = torch.zeros(rows, 1, columns, columns)
+
+        def states() -> torch.Tensor:
+            return decoder(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+
+        return count_flops(states)
 
 
 def _spoken(part: str, recipe: Recipe) -> str:
