@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from diptych.nn.chunked_loss import CHUNK_SIZE, chunked_cross_entropy
+from diptych.nn.chunked_loss import CHUNK_SIZE
+from diptych.nn.linear_head_loss import linear_head_cross_entropy
 from paired import measure_ratio, print_table
 
 VOCABULARY, WIDTH, SUPERVISED = 49152, 576, 0.25
@@ -40,7 +41,7 @@ def build(*, share: float, frozen: bool, num: int = TIMED_TOKENS) -> tuple[dict[
         return cross_entropy(head(states).float(), masked, ignore_index=IGNORE, reduction="sum")
 
     def chunked() -> Tensor:
-        return chunked_cross_entropy(states[kept], labels[kept], head, list(head.parameters()))
+        return linear_head_cross_entropy(states[kept], labels[kept], head.weight)
 
     def step(loss_of: Callable[[], Tensor]) -> Tensor:
         states.grad = head.weight.grad = None

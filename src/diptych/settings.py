@@ -258,8 +258,11 @@ class VPiTConfig(Settings):
     visual_loss: Literal["cosine", "l1", "smooth_l1", "infonce"] = "cosine"
     visual_temperature: float = Field(default=0.07, gt=0, description="of infonce")
     visual_input_dropout: float = Field(
-        default=0.0, ge=0, le=1, description="share of a target's visual tokens not shown as inputs, against copying; "
-        "as many are then not fed back in generation"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of a target's visual tokens not shown as inputs, against copying; "
+        "as many are then not fed back in generation",
     )
     visual_input_noise: float = Field(
         default=0.0, ge=0, description="standard deviation, over the feature's norm, of noise on a target's inputs"

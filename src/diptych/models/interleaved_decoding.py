@@ -163,7 +163,7 @@ class _Engine:
     """The language model with its keys and values, over left-padded rows."""
 
     def __init__(self, model: VPiT, prompts: Sequence[Stream]) -> None:
-        from transformers import DynamicCache
+        from diptych.nn.growing_cache import growing_cache
 
         self.decoder: Any = model.decoder
         device = next(model.connector.parameters()).device
@@ -176,7 +176,7 @@ class _Engine:
         inputs[batch.sample_ids, column] = embeddings
         self.mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
         self.mask[batch.sample_ids, column] = 1
-        self.cache = DynamicCache()
+        self.cache = growing_cache()
         self.takes_positions = "position_ids" in inspect.signature(self.decoder.forward).parameters
         self.hidden = self._run(inputs, (self.mask.cumsum(1) - 1).clamp_min(0))
 

@@ -23,6 +23,7 @@ from diptych.models.vpit_building import trained_parameters
 from diptych.models.vpit_checkpoint import save_vpit
 from diptych.models.vpit_morph import VPiTMorph
 from diptych.nn.chunked_loss import chunked_cross_entropy
+from diptych.nn.linear_head_loss import linear_head_cross_entropy
 from diptych.nn.visual_losses import visual_loss
 from diptych.sequence import Batch, pack
 from diptych.sequence import Sequence as Stream
@@ -69,7 +70,9 @@ class VPiTTraining(nn.Module):
             self.model.language_model.eval()
         if recipe.vpit.init_from is None:
             self._standardise()
-        self.frozen_layers = FrozenLayers(self.model, recipe.vpit.first_trained_layer) if recipe.vpit.cached_forms else None
+        self.frozen_layers = (
+            FrozenLayers(self.model, recipe.vpit.first_trained_layer) if recipe.vpit.cached_forms else None
+        )
 
     def num_samples(self) -> tuple[int, ...]:
         return tuple(len(samples) for samples in self.sources)
@@ -88,7 +91,9 @@ class VPiTTraining(nn.Module):
             inputs += [self._shown(span.image, generator) if span.is_target else span.image for span in stream.images]
         batch = pack(streams, image_predicts_text=True)
         supervision = find_supervision(batch, self.model.boundary_tokens.token_ids[0])
-        return VPiTBatch(batch, build_rows(batch), supervision, torch.stack(inputs) if inputs else torch.zeros(0), tuple(keys))
+        return VPiTBatch(
+            batch, build_rows(batch), supervision, torch.stack(inputs) if inputs else torch.zeros(0), tuple(keys)
+        )
 
     def _standardise(self) -> None:
         """Starts connector and visual head from the statistics of some of the images."""
@@ -193,9 +198,7 @@ def vpit_losses(
     supervision, counts = batch.supervision, loss_counts(batch)
     if states is None:
         states = model.states(batch.batch, batch.rows, batch.inputs if batch.inputs.numel() else None)
-    head = model.language_model.get_output_embeddings()
-    parameters = [*head.parameters(), *model.boundary_tokens.parameters()]
-    ce = chunked_cross_entropy(states[supervision.text], supervision.labels, model.text_logits, parameters)
+    ce = text_loss(model, states[supervision.text], supervision.labels)
     visual = torch.zeros((), device=states.device)
     if supervision.visual.numel():
         visual = visual_loss(
@@ -205,6 +208,14 @@ def vpit_losses(
             temperature=config.visual_temperature,
         )
     return {"ce": LossSum(ce, counts["ce"]), "visual": LossSum(visual, counts["visual"])}
+
+
+def text_loss(model: VPiT, states: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the cross-entropy of states [N, D] to labels [N], without all logits at once."""
+    head, boundary = model.language_model.get_output_embeddings(), model.boundary_tokens
+    if type(head) is nn.Linear:
+        return linear_head_cross_entropy(states, labels, head.weight, head.bias, boundary.head_rows, boundary.token_ids)
+    return chunked_cross_entropy(states, labels, model.text_logits, [*head.parameters(), *boundary.parameters()])
 
 
 def is_drawing(sample: Sample) -> bool:

@@ -24,6 +24,11 @@ class BoundaryTokens(nn.Module):
         self.input = nn.Parameter(_mean_rows(embedding))
         self.output = None if tied and head is embedding else nn.Parameter(_mean_rows(head))
 
+    @property
+    def head_rows(self) -> Tensor:
+        """Rows [2, D] that stand for both tokens in the LM head."""
+        return self.input if self.output is None else self.output
+
     def embed(self, token_ids: Tensor, embedding: nn.Module) -> Tensor:
         """Token ids [...] -> embeddings [..., D], boundary tokens from the rows here."""
         start, end = self.token_ids
@@ -35,8 +40,7 @@ class BoundaryTokens(nn.Module):
     def logits(self, states: Tensor, head: nn.Module) -> Tensor:
         """Final states [N, D] -> logits [N, V'] over the vocabulary with both tokens in it."""
         logits = head(states)
-        rows = self.input if self.output is None else self.output
-        own = states @ rows.to(states.dtype).T
+        own = states @ self.head_rows.to(states.dtype).T
         size = logits.shape[-1]
         if self.token_ids == (size, size + 1):
             return torch.cat((logits, own), dim=-1)

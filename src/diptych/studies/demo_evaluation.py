@@ -107,7 +107,7 @@ def evaluate_demo(
     damaged, and for a VPiT morph without a pixel decoder.
     """
     gallery = read_combinations(data)
-    combinations = _choose(gallery, num, seed)
+    combinations = choose_combinations(gallery, num, seed)
     encoder = encoder or load_image_encoder(ENCODER)
     visual_tokens = evaluate_visual_tokens(data, morph, progress=progress) if recipe.method == "vpit" else {}
     sampling = _sampling(morph, recipe)
@@ -126,7 +126,9 @@ def evaluate_demo(
         "drawn_images_per_second": len(drawn) / drawing_seconds,
         "answers_per_second": len(answers) / (time.perf_counter() - start),
     }
-    ranks, styles = _compare(encoder, gallery, combinations, drawn, size=recipe.image_size, progress=progress)
+    ranks, styles = compare_with_gallery(
+        encoder, gallery, combinations, drawn, size=recipe.image_size, progress=progress
+    )
     outcomes = [Outcome(*made) for made in zip(drawn, ranks, styles, answers, strict=True)]
     progress("comparing with the base language model", 0, 1)
     check = check_language(morph, load_language_model(recipe.language_model, dtype=morph.language_model.dtype))
@@ -255,7 +257,8 @@ def _draw(morph: Any, combinations: list[Combination], sampling: SampleConfig, p
     return drawn
 
 
-def _choose(combinations: list[Combination], num: int | None, seed: int) -> list[Combination]:
+def choose_combinations(combinations: list[Combination], num: int | None, seed: int) -> list[Combination]:
+    """So many trained and so many held-out ones at most, at random; None: all."""
     if num is None:
         return combinations
     chosen: list[Combination] = []
@@ -265,7 +268,7 @@ def _choose(combinations: list[Combination], num: int | None, seed: int) -> list
     return chosen
 
 
-def _compare(
+def compare_with_gallery(
     encoder: Any,
     gallery: list[Combination],
     combinations: list[Combination],

@@ -46,7 +46,9 @@ def account_vpit(recipe: Recipe) -> RunAccount:
     spent: Counter[str] = Counter()
     counted: dict[tuple[int, ...], dict[str, Flops]] = {}
     num_images = 0
-    lower, upper = cut_decoder(model.decoder, config.first_trained_layer) if config.cached_forms else (None, model.decoder)
+    lower, upper = (
+        cut_decoder(model.decoder, config.first_trained_layer) if config.cached_forms else (None, model.decoder)
+    )
     num_kept = 0
     for streams in first.batches():
         batch = pack(streams, image_predicts_text=True)
