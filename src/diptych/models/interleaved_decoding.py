@@ -64,7 +64,8 @@ def decode_interleaved(
     generation_mode: text never starts an image; image answers with one image and nothing else. max_new_tokens counts
     text; an image that was begun is always finished. `unconditional`: prompts without their text, for a guidance in
     feature space other than 1. `visual_input_dropout`: share of an image's visual tokens that is not fed back, as in
-    training, so that the model meets what it was trained on. Raises ValueError for a prompt that leaves no room in the language model's context.
+    training, so that the model meets what it was trained on. Raises ValueError for a prompt that leaves no room in the
+    language model's context.
     """
     start, end = model.boundary_tokens.token_ids
     guided = visual_guidance_scale != 1.0 and generation_mode != "text"

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 
 class BoundaryTokens(nn.Module):
-    """Rows of the two tokens: of the input embedding [2, D], and of the LM head where that is a matrix of its own, or they
-    are not `tied`.
+    """Rows of the two tokens: of the input embedding [2, D], and of the LM head where that is a matrix of its own or
+    they are not `tied`.
 
     Both start at the mean of the language model's rows (MetaMorph, architecture). `token_ids` may lie beyond the
     matrix or among rows that it keeps in reserve: these rows count instead.

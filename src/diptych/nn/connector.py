@@ -50,7 +50,7 @@ class Connector(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features: Tensor, embeddings: Tensor) -> None:
-        """Starts where features [N, F] give embeddings of the mean and the spread of the language model's own [V, D]."""
+        """Starts where features [N, F] give embeddings with the mean and the spread of the language model's [V, D]."""
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         made = self.layers(features)

@@ -10,7 +10,7 @@ from torch import nn
 
 
 def cut_decoder(decoder: Any, first: int) -> tuple[Any, Any]:
-    """(lower, upper): `upper(inputs_embeds=lower(inputs_embeds=x))` of last hidden states is `decoder(inputs_embeds=x)`.
+    """(lower, upper): the last hidden states of `upper` behind `lower` are those of the decoder.
 
     The parts share the decoder's layers. `upper` begins with layer `first`; only it has the final norm. Raises
     ValueError for a decoder that does more than run its layers and a norm, told by its parts' difference on three

@@ -1,4 +1,4 @@
-"""Keys and values with room to grow: a token more is written in place, where transformers' cache copies all before it."""
+"""Keys and values with room to grow: a new token is written in place, where transformers' cache copies all before."""
 
 from __future__ import annotations
 

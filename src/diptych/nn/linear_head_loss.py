@@ -1,7 +1,7 @@
 """Cross-entropy of an LM head that is one matrix, a few tokens at a time, its gradients written in place.
 
-`chunked_loss.py` does the same for any head, through autograd; here nothing of a chunk is allocated anew, and the head's
-gradient, as large as the head, is added to by the matrix product itself.
+`chunked_loss.py` does the same for any head, through autograd; here nothing of a chunk is allocated anew, and the
+head's gradient, as large as the head, is added to by the matrix product itself.
 """
 
 from __future__ import annotations
