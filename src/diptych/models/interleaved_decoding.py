@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from diptych.models.token_choice import choose_tokens
 from diptych.models.vpit import VPiT, shown_tokens
+from diptych.nn.one_row import one_row_products, plain_linears
 from diptych.sequence import Sequence as Stream
 from diptych.sequence import pack
 
@@ -178,6 +179,7 @@ class _Engine:
         self.mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
         self.mask[batch.sample_ids, column] = 1
         self.cache = growing_cache()
+        self.linears = plain_linears(self.decoder)
         self.takes_positions = "position_ids" in inspect.signature(self.decoder.forward).parameters
         self.hidden = self._run(inputs, (self.mask.cumsum(1) - 1).clamp_min(0))
 
@@ -185,7 +187,8 @@ class _Engine:
         """One more token for every row: embeddings [B, D] -> final states [B, D]."""
         positions = self.mask.sum(dim=1, keepdim=True)
         self.mask = torch.cat((self.mask, self.mask.new_ones(len(inputs), 1)), dim=1)
-        return self._run(inputs[:, None], positions)
+        with one_row_products(self.linears):
+            return self._run(inputs[:, None], positions)
 
     def _run(self, inputs: Tensor, positions: Tensor) -> Tensor:
         options = {"position_ids": positions} if self.takes_positions else {}
