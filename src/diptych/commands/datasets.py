@@ -18,7 +18,7 @@ app.add_typer(build_app, name="build")
 def build_emoji(
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     num_concepts: Annotated[int | None, typer.Option(min=1, help="How many concepts; left out: all.")] = None,
-    num_unseen: Annotated[int, typer.Option(min=0, help="How many concepts training never shows, to be tested on.")] = 0,
+    num_unseen: Annotated[int, typer.Option(min=0, help="Concepts that training never shows, to be tested on.")] = 0,
     prompt_kind: Annotated[
         list[str] | None, typer.Option(help="What prompts are made of: name, tags; may be given twice.")
     ] = None,
