@@ -26,9 +26,9 @@ class GrowingLayer(DynamicLayer):
         if not self._buffers or length > self._buffers[0].shape[-2]:
             room = length + max(SPARE, length // 2)
             self._buffers = tuple(x.new_empty(*x.shape[:2], room, x.shape[-1]) for x in (key_states, value_states))
-            if before:
-                self._buffers[0][:, :, :before] = self.keys
-                self._buffers[1][:, :, :before] = self.values
+            for buffer, held in zip(self._buffers, (self.keys, self.values), strict=True):
+                if before and held is not None:
+                    buffer[:, :, :before] = held
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, before:length] = new
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
