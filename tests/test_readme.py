@@ -16,6 +16,7 @@ from diptych.backbones.autoencoder import load_autoencoder
 from diptych.cli import app
 from diptych.config import build_recipe
 from diptych.models.checkpoint import build_morph, save_morph
+from diptych.models.vpit_checkpoint import build_vpit_morph, save_vpit
 from tiny_xfusion import build_language
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,17 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     morph = build_morph(build_recipe(settings), autoencoder=load_autoencoder("emoji-tiny"), cached=False)
     save_morph(folder / "runs" / "demo" / "morph", morph)
     return folder
+
+
+@pytest.fixture
+def vpit_reader(reader: Path) -> Path:
+    """The same after `make demo METHOD=vpit`, with its own encoder and pixel decoder around a tiny language model."""
+    settings = yaml.safe_load((ROOT / "recipes" / "demo-vpit.yaml").read_text(encoding="utf-8"))
+    settings["language_model"] = str(reader / "llm")
+    settings["vpit"] |= {"first_trained_layer": 1}
+    morph = build_vpit_morph(build_recipe(settings), cached=False)
+    save_vpit(reader / "runs" / "demo-vpit" / "morph", morph)
+    return reader
 
 
 def run(command: str, folder: Path) -> str:
@@ -83,9 +95,10 @@ def test_links_lead_somewhere() -> None:
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
-@pytest.mark.assets("smollm2-135m-instruct")
+@pytest.mark.assets("smollm2-135m-instruct", "vit-s14-focus")
 @pytest.mark.timeout(600)
-def test_every_command_runs(reader: Path) -> None:
+def test_every_command_runs(reader: Path, vpit_reader: Path) -> None:
+    assert vpit_reader == reader
     typed = [line for line in commands() if not line.startswith("make ")]
     assert len(typed) >= 5
     for line in typed:
