@@ -36,14 +36,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     decoder: Any = load_pixel_decoder(options.decoder)
-    tokens = decoder.recipe.vpit.num_image_tokens
     encoder, size = decoder.load_encoder(), decoder.recipe.image_size
     gallery = read_combinations(options.data)
     chosen = choose_combinations(gallery, options.num, seed=0)
     pixels = torch.stack([image_to_tensor(c.real, encoder.preprocessing.image_size) for c in chosen])
-    features = torch.cat([reduce_tokens(encoder.features(chunk), tokens) for chunk in pixels.split(32)])
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        num_tokens = decoder.visual_tokens.num_image_tokens
+        return torch.cat([reduce_tokens(encoder.features(chunk), num_tokens) for chunk in pixels.split(32)])
+
+    features = encode(pixels)
     drawn = decoder.decode(features, guidance_scale=options.guidance)
-    again = torch.cat([reduce_tokens(encoder.features(chunk), tokens) for chunk in drawn.split(32)])
+    again = encode(drawn)
     images = [tensor_to_image(image) for image in drawn]
     ranks, styles = compare_with_gallery(
         load_image_encoder(ENCODER),

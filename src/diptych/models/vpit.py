@@ -86,7 +86,8 @@ class VPiT(nn.Module):
     ) -> None:
         super().__init__()
         width = int(language_model.get_input_embeddings().weight.shape[1])
-        self.connector = Connector(feature_dim, width, kind=connector, num_hidden=num_image_tokens * hides_tokens)
+        num_hidden = num_image_tokens if hides_tokens else 0
+        self.connector = Connector(feature_dim, width, kind=connector, num_hidden=num_hidden)
         self.visual_head = VisualHead(width, feature_dim)
         self.boundary_tokens = BoundaryTokens(language_model, token_ids, tied=tied_boundary_tokens)
         self.language_model = language_model

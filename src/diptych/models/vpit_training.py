@@ -30,7 +30,8 @@ from diptych.sequence import Sequence as Stream
 from diptych.settings import VPiTConfig
 
 NUM_MEASURED = 32
-NUM_STATISTICS = 256
+NUM_STATISTICS, NUM_EMBEDDINGS = 256, 8192
+"""Images, and rows of the embedding, that a new connector's start is taken from, at most."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class VPiTBatch:
     supervision: Supervision
     inputs: Tensor
     keys: tuple[FormKey, ...] = ()
+
+    @property
+    def features(self) -> Tensor | None:
+        """`inputs`, or None where there are no images."""
+        return self.inputs if self.inputs.numel() else None
 
     def to(self, device: torch.device | str) -> VPiTBatch:
         moved = {name: value.to(device) for name, value in vars(self).items() if name != "keys"}
@@ -84,7 +90,7 @@ class VPiTTraining(nn.Module):
             if num_forms := self.recipe.vpit.cached_forms:
                 form = int(torch.randint(num_forms, (), generator=generator))
                 keys.append((source, index, form))
-                generator.manual_seed(((seed * 1_009 + source) * 1_000_003 + index) * 1_009 + form)
+                generator.manual_seed((((seed * 1_009 + source) * 1_000_003 + index) * 1_009 + form) % 2**63)
             dropped = torch.rand((), generator=generator).item() < self.recipe.vpit.text_cond_dropout_prob
             stream = self._stream(source, index, dropped and is_drawing(self.sources[source][index]))
             streams.append(replace(stream, draw=draw))
@@ -102,7 +108,8 @@ class VPiTTraining(nn.Module):
             return
         device = self.model.boundary_tokens.input.device
         features = torch.cat([self.features.load(p) for p in paths[:: 1 + len(paths) // NUM_STATISTICS]]).to(device)
-        self.model.connector.standardise(features, self.model.language_model.get_input_embeddings().weight)
+        weight = self.model.language_model.get_input_embeddings().weight
+        self.model.connector.standardise(features, weight[:: 1 + len(weight) // NUM_EMBEDDINGS])
         self.model.visual_head.start_at(features)
 
     def _shown(self, target: Tensor, generator: torch.Generator) -> Tensor:
@@ -122,8 +129,7 @@ class VPiTTraining(nn.Module):
     def forward(self, batch: VPiTBatch) -> dict[str, LossSum]:
         states = None
         if self.frozen_layers is not None:
-            inputs = batch.inputs if batch.inputs.numel() else None
-            states = self.frozen_layers.final_states(batch.batch, batch.rows, inputs, batch.keys)
+            states = self.frozen_layers.final_states(batch.batch, batch.rows, batch.features, batch.keys)
         return vpit_losses(self.model, batch, self.recipe.vpit, states=states)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -197,7 +203,7 @@ def vpit_losses(
     """
     supervision, counts = batch.supervision, loss_counts(batch)
     if states is None:
-        states = model.states(batch.batch, batch.rows, batch.inputs if batch.inputs.numel() else None)
+        states = model.states(batch.batch, batch.rows, batch.features)
     ce = text_loss(model, states[supervision.text], supervision.labels)
     visual = torch.zeros((), device=states.device)
     if supervision.visual.numel():

@@ -54,11 +54,12 @@ class Connector(nn.Module):
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         made = self.layers(features)
-        scale = embeddings.float().std() / made.std(dim=0).clamp_min(1e-6)
+        mean, spread = embeddings.float().mean(dim=0), embeddings.float().std()
+        scale = spread / made.std(dim=0).clamp_min(1e-6)
         last.weight.mul_(scale[:, None])
-        last.bias.copy_((last.bias - made.mean(dim=0)) * scale + embeddings.float().mean(dim=0))
+        last.bias.copy_((last.bias - made.mean(dim=0)) * scale + mean)
         if self.hidden is not None:
-            self.hidden.mul_(embeddings.float().std()).add_(embeddings.float().mean(dim=0))
+            self.hidden.mul_(spread).add_(mean)
 
     def forward(self, features: Tensor, places: Tensor | None = None) -> Tensor:
         """Features [..., F] of tokens at `places` [...] of their images; [..., n, F] of whole images without."""
