@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.nn.towers.pixel_transformer import PixelBlock, PixelTransformer, grid_positions
+from diptych.nn.towers.pixel_transformer import PixelBlock, PixelTransformer, grid_map, grid_positions
 
 SETTINGS: dict[str, Any] = {
     "latent_channels": 4,
@@ -124,3 +124,14 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 def test_what_does_not_divide_is_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         build(**settings)
+
+
+def test_each_patch_is_given_what_lies_at_its_own_place() -> None:
+    assert torch.equal(grid_map(16, 16), torch.eye(16))
+    halves = grid_map(4, 16)
+    torch.testing.assert_close(halves.sum(dim=1), torch.ones(16))
+    assert halves[0].argmax() == 0
+    assert halves[3].argmax() == 1
+    assert halves[12].argmax() == 2
+    means = grid_map(16, 4)
+    torch.testing.assert_close(means[0], torch.eye(16)[[0, 1, 4, 5]].mean(dim=0))

@@ -1,6 +1,7 @@
 """A small transformer that turns visual tokens into an image's latents, by flow matching: no language model in it.
 
-Latent patches and visual tokens stand in one stream and all see each other; time enters as AdaLN-zero.
+Latent patches and visual tokens stand in one stream and all see each other; besides, each patch is given what the visual
+tokens hold at its own place. Time enters as AdaLN-zero.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from diptych.nn.heads import ImageEmbedder, TimeEmbedding, VelocityHead, modulate
@@ -55,6 +56,13 @@ def grid_positions(num_cells: int, width: int) -> Tensor:
     return torch.cat((rows, columns), dim=-1).flatten(0, 1)
 
 
+def grid_map(num_cells: int, num_targets: int) -> Tensor:
+    """The matrix [num_targets, num_cells] that interpolates a square grid, row by row, to another (bilinear)."""
+    side, target = math.isqrt(num_cells), math.isqrt(num_targets)
+    basis = torch.eye(num_cells).view(num_cells, 1, side, side)
+    return interpolate(basis, (target, target), mode="bilinear", align_corners=False).flatten(1).T.contiguous()
+
+
 class PixelTransformer(nn.Module):
     """The velocity of latents, given visual tokens. An image without its condition gets a learned token in place of
     each visual token, so nothing of what these held is seen.
@@ -93,6 +101,8 @@ class PixelTransformer(nn.Module):
         self.embedder.position = nn.Parameter(grid_positions(self.embedder.num_patches, width))
         self.condition_position = nn.Parameter(grid_positions(num_image_tokens, width))
         self.no_condition = nn.Parameter(torch.randn(width) * 0.02)
+        self.place_map: Tensor
+        self.register_buffer("place_map", grid_map(num_image_tokens, self.embedder.num_patches), persistent=False)
         self.time = TimeEmbedding(width)
         self.blocks = nn.ModuleList(PixelBlock(width, num_heads) for _ in range(num_layers))
         self.head = VelocityHead(self.embedder, width=width, adaln=True)
@@ -108,7 +118,8 @@ class PixelTransformer(nn.Module):
         dropped: bool [I], the images that are drawn without their condition.
         """
         condition = torch.where(dropped[:, None, None], self.no_condition, self.condition(features))
-        states = torch.cat((self.embedder(x), condition + self.condition_position), dim=1)
+        patches = self.embedder(x) + self.place_map @ condition
+        states = torch.cat((patches, condition + self.condition_position), dim=1)
         num_tokens = states.shape[1]
         states, time = states.flatten(0, 1), self.time(t)
         for block in self.blocks:
