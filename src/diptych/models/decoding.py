@@ -11,7 +11,8 @@ from diptych.models.token_choice import choose_tokens, stop_ids
 from diptych.models.xfusion import Prefilled
 from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.attention import Groups
-from diptych.nn.towers.fused_blocks import DecodeCaches, FusedBlock, KeyValues, LayerCache, decode_layer
+from diptych.nn.decode_layer import LayerCache, decode_layer
+from diptych.nn.towers.fused_blocks import DecodeCaches, FusedBlock, KeyValues
 from diptych.nn.visibility import plan_text_only
 from diptych.sequence import Sequence, TextSpan, pack
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diptych.nn.towers.pixel_transformer import PixelBlock, PixelTransformer, grid_map, grid_positions
+from diptych.nn.towers.pixel_transformer import PixelBlock, PixelTransformer, cells_by_patch, grid_positions
 
 SETTINGS: dict[str, Any] = {
     "latent_channels": 4,
@@ -80,12 +80,13 @@ def test_a_dropped_condition_is_not_looked_at() -> None:
     assert not torch.allclose(network(x, t, features.nan_to_num(), ~dropped)[0], before[0])
 
 
-def test_positions_start_nearest_to_what_lies_at_the_same_place() -> None:
-    """Each of 16 patches is nearest to the one of 4 visual tokens whose cell it lies in; no two patches are alike."""
-    patches, tokens = grid_positions(16, 32), grid_positions(4, 32)
-    nearest = torch.cdist(patches, tokens).argmin(dim=1).view(4, 4)
-    assert nearest.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
-    assert float((torch.cdist(patches, patches) + 9 * torch.eye(16)).min()) > 0.5
+def test_positions_start_nearest_to_those_of_their_neighbours() -> None:
+    """No two patches are alike, and none is nearer to a patch's than those of the patches beside it."""
+    positions = grid_positions(16, 32)
+    apart = torch.cdist(positions, positions) + 9 * torch.eye(16)
+    assert float(apart.min()) > 0.5
+    for patch, nearest in enumerate(apart.argmin(dim=1).tolist()):
+        assert abs(patch // 4 - nearest // 4) + abs(patch % 4 - nearest % 4) == 1
 
 
 def test_standardised_visual_tokens_enter_with_mean_0_and_variance_1() -> None:
@@ -93,9 +94,10 @@ def test_standardised_visual_tokens_enter_with_mean_0_and_variance_1() -> None:
     features = torch.nn.functional.normalize(torch.randn(400, 9, 6) + 5 * torch.arange(6), dim=-1)
     network.standardise(features)
     condition = network.condition
-    seen = (condition.norm(features) + condition.shift).flatten(0, 1)
-    torch.testing.assert_close(seen.mean(0), torch.zeros(6), atol=1e-3, rtol=0)
-    torch.testing.assert_close(seen.std(0), torch.ones(6), atol=1e-2, rtol=0)
+    seen = (condition.norm(network.by_patch(features)) + condition.shift).flatten(0, 1)
+    width = seen.shape[1]
+    torch.testing.assert_close(seen.mean(0), torch.zeros(width), atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen.std(0), torch.ones(width), atol=1e-2, rtol=0)
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
@@ -127,11 +129,17 @@ def test_what_does_not_divide_is_refused(settings: dict[str, Any], says: str) ->
 
 
 def test_each_patch_is_given_what_lies_at_its_own_place() -> None:
-    assert torch.equal(grid_map(16, 16), torch.eye(16))
-    halves = grid_map(4, 16)
+    assert torch.equal(cells_by_patch(16, 16), torch.eye(16))
+    halves = cells_by_patch(4, 16)
     torch.testing.assert_close(halves.sum(dim=1), torch.ones(16))
-    assert halves[0].argmax() == 0
-    assert halves[3].argmax() == 1
-    assert halves[12].argmax() == 2
-    means = grid_map(16, 4)
-    torch.testing.assert_close(means[0], torch.eye(16)[[0, 1, 4, 5]].mean(dim=0))
+    assert [int(halves[corner].argmax()) for corner in (0, 3, 12, 15)] == [0, 1, 2, 3]
+    quarters = cells_by_patch(16, 4).view(4, 4, 16)
+    assert quarters.argmax(dim=2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+@pytest.mark.parametrize(("num_cells", "num_patches"), [(9, 4), (9, 16), (16, 9), (64, 16), (81, 16)])
+def test_nothing_that_visual_tokens_hold_is_lost(num_cells: int, num_patches: int) -> None:
+    """Other tokens always give some patch something else: the map has full rank."""
+    place_map = cells_by_patch(num_cells, num_patches)
+    assert int(torch.linalg.matrix_rank(place_map)) == num_cells
+    torch.testing.assert_close(place_map.sum(dim=1), torch.ones(len(place_map)))

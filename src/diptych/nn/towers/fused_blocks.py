@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from diptych.nn.attention import Groups, attend
+from diptych.nn.decode_layer import LayerCache, decode_layer
 from diptych.nn.heads import modulate
 from diptych.nn.layer_parts import (
     Rope,
@@ -55,20 +55,6 @@ class KeyValues:
 
     text: KeyValue | None = None
     vision: KeyValue | None = None
-
-
-@dataclass
-class LayerCache:
-    """Keys and values [B, kv_heads, L, head_dim] of one layer, and which are visible [B, L]."""
-
-    key: Tensor
-    value: Tensor
-    mask: Tensor
-
-    def append(self, key: Tensor, value: Tensor) -> None:
-        self.key = torch.cat((self.key, key[:, :, None]), dim=2)
-        self.value = torch.cat((self.value, value[:, :, None]), dim=2)
-        self.mask = torch.cat((self.mask, self.mask.new_ones(len(key), 1)), dim=1)
 
 
 @dataclass(frozen=True)
@@ -115,23 +101,6 @@ def run_segments(
             y = modulate(y, shift=gates[3], scale=gates[4])
             outs.append(states + modulate(mlp_output(layer, y), gate=gates[5]))
     return outs, (key, value)
-
-
-def decode_layer(layer: Any, states: Tensor, rope: Rope, cache: LayerCache) -> Tensor:
-    """One more token of every sample through a layer: states [B, w] -> [B, w]; its key and value go into the cache."""
-    x = attention_input(layer, states)
-    cache.append(*project_key_value(layer, x, rope))
-    query = project_query(layer, x, rope)
-    out = scaled_dot_product_attention(
-        query[:, :, None],
-        cache.key,
-        cache.value,
-        attn_mask=cache.mask[:, None, None],
-        scale=layer.self_attn.scaling,
-        enable_gqa=query.shape[1] != cache.key.shape[1],
-    )
-    states = states + attention_output(layer, out[:, :, 0])
-    return states + mlp_output(layer, mlp_input(layer, states))
 
 
 @dataclass

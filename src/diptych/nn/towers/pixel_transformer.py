@@ -1,7 +1,7 @@
 """A small transformer that turns visual tokens into an image's latents, by flow matching: no language model in it.
 
-Latent patches and visual tokens stand in one stream and all see each other; besides, each patch is given what the visual
-tokens hold at its own place. Time enters as AdaLN-zero.
+Latent patches see each other, and each is given what the visual tokens hold at its own place: in as many minutes that
+learns several times what tokens in the stream do, which must first be searched. Time enters as AdaLN-zero.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class PixelBlock(nn.Module):
 
 
 def grid_positions(num_cells: int, width: int) -> Tensor:
-    """Sinusoids [num_cells, width] of the centres of a square grid's cells, row by row, amplitude 0.5: cells of two
-    grids that lie at the same place have nearly the same. `width`: a multiple of 4."""
+    """Sinusoids [num_cells, width] of the centres of a square grid's cells, row by row, amplitude 0.5: cells near each
+    other have nearly the same. `width`: a multiple of 4."""
     side = math.isqrt(num_cells)
     centres = (torch.arange(side) + 0.5) / side
     angles = centres[:, None] * math.pi * 2 ** torch.linspace(0, 3, width // 4)
@@ -56,18 +56,22 @@ def grid_positions(num_cells: int, width: int) -> Tensor:
     return torch.cat((rows, columns), dim=-1).flatten(0, 1)
 
 
-def grid_map(num_cells: int, num_targets: int) -> Tensor:
-    """The matrix [num_targets, num_cells] that interpolates a square grid, row by row, to another (bilinear)."""
-    side, target = math.isqrt(num_cells), math.isqrt(num_targets)
+def cells_by_patch(num_cells: int, num_patches: int) -> Tensor:
+    """The matrix [num_patches * k * k, num_cells] that gives each patch, row by row, the k x k cells of a square grid
+    that lie in it. A grid that the patches do not divide is first interpolated (bilinear) to the next finer one that
+    they do: nothing that its cells hold is lost."""
+    side, patches = math.isqrt(num_cells), math.isqrt(num_patches)
+    k = math.ceil(side / patches)
     basis = torch.eye(num_cells).view(num_cells, 1, side, side)
-    return interpolate(basis, (target, target), mode="bilinear", align_corners=False).flatten(1).T.contiguous()
+    fine = interpolate(basis, (patches * k, patches * k), mode="bilinear", align_corners=False)
+    return fine.view(num_cells, patches, k, patches, k).transpose(2, 3).flatten(1).T.contiguous()
 
 
 class PixelTransformer(nn.Module):
-    """The velocity of latents, given visual tokens. An image without its condition gets a learned token in place of
-    each visual token, so nothing of what these held is seen.
+    """The velocity of latents, given visual tokens. An image without its condition gets a learned state in place of
+    what these held, so nothing of it is seen.
 
-    Positions are learned, and start as sinusoids of where in the image a patch or a visual token lies.
+    Positions are learned, and start as sinusoids of where in the image a patch lies.
     Raises ValueError if the patches do not divide the latents, or the heads and 4 do not divide the width.
     """
 
@@ -97,12 +101,12 @@ class PixelTransformer(nn.Module):
             width=width,
             boundary_tokens=False,
         )
-        self.condition = WidthMap(feature_dim, width)
         self.embedder.position = nn.Parameter(grid_positions(self.embedder.num_patches, width))
-        self.condition_position = nn.Parameter(grid_positions(num_image_tokens, width))
-        self.no_condition = nn.Parameter(torch.randn(width) * 0.02)
         self.place_map: Tensor
-        self.register_buffer("place_map", grid_map(num_image_tokens, self.embedder.num_patches), persistent=False)
+        place_map = cells_by_patch(num_image_tokens, self.embedder.num_patches)
+        self.register_buffer("place_map", place_map, persistent=False)
+        self.condition = WidthMap(feature_dim * len(place_map) // self.embedder.num_patches, width)
+        self.no_condition = nn.Parameter(torch.randn(width) * 0.02)
         self.time = TimeEmbedding(width)
         self.blocks = nn.ModuleList(PixelBlock(width, num_heads) for _ in range(num_layers))
         self.head = VelocityHead(self.embedder, width=width, adaln=True)
@@ -110,22 +114,23 @@ class PixelTransformer(nn.Module):
 
     def standardise(self, features: Tensor) -> None:
         """Starts the map of visual tokens from the statistics of some of them, [N, n, F]."""
-        self.condition.standardise(features.flatten(0, 1))
+        self.condition.standardise(self.by_patch(features).flatten(0, 1))
+
+    def by_patch(self, features: Tensor) -> Tensor:
+        """Visual tokens [I, n, F] -> [I, patches, k k F], what they hold at the place of each patch."""
+        return (self.place_map @ features).view(len(features), self.embedder.num_patches, -1)
 
     def forward(self, x: Tensor, t: Tensor, features: Tensor, dropped: Tensor) -> Tensor:
         """Noised latents [I, C, h, w], times [I], visual tokens [I, n, F] -> velocity [I, C, h, w].
 
         dropped: bool [I], the images that are drawn without their condition.
         """
-        condition = torch.where(dropped[:, None, None], self.no_condition, self.condition(features))
-        patches = self.embedder(x) + self.place_map @ condition
-        states = torch.cat((patches, condition + self.condition_position), dim=1)
-        num_tokens = states.shape[1]
+        condition = self.condition(self.by_patch(features))
+        states = self.embedder(x) + torch.where(dropped[:, None, None], self.no_condition, condition)
         states, time = states.flatten(0, 1), self.time(t)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
                 states = checkpoint(block, states, time, use_reentrant=False)
             else:
                 states = block(states, time)
-        patches = states.unflatten(0, (-1, num_tokens))[:, : self.embedder.num_patches]
-        return self.head(patches.flatten(0, 1), time)
+        return self.head(states, time)
