@@ -10,6 +10,7 @@ import yaml
 
 from diptych.config import Recipe, load_recipe
 from diptych.key_aliases import ALIASES, translate_keys
+from diptych.settings import LoraConfig
 
 OURS: dict[str, Any] = {"method": "vpit", "output_dir": "runs/x", "data": {"sources": [{"path": "a.jsonl"}]}}
 THEIRS: dict[str, Any] = {
@@ -78,10 +79,12 @@ def test_every_alias_is_a_setting_that_exists() -> None:
     recipe = Recipe.model_validate(OURS)
     for name, alias in ALIASES.items():
         key = alias.key.removesuffix(".connector") if "learning_rates" in alias.key else alias.key
-        if key:
+        if key.startswith("vpit.lora."):
+            assert key.removeprefix("vpit.lora.") in LoraConfig.model_fields, name
+        elif key:
             value_of(recipe, key)
         else:
-            assert name == "image_token_reduction"
+            assert name in ("image_token_reduction", "mm_use_im_start_end")
 
 
 def test_an_override_may_use_their_name_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,3 +117,32 @@ def test_other_methods_keep_their_own_names(tmp_path: Path) -> None:
         load_recipe(write(tmp_path, method="xfusion", vision_coef=0.5))
     group = {**OURS, "vision_tower": {"hidden_size": 64}}
     assert translate_keys(group) == (group, [])
+
+
+def test_their_names_are_known_in_stages_and_in_a_pixel_decoder_s_recipe() -> None:
+    stages = [{"name": "one", "changes": {"vision_coef": 0.0, "tune_mm_mlp_adapter": True}}]
+    translated, notes = translate_keys({**OURS, "stages": stages})
+    changes = translated["stages"][0]["changes"]
+    assert changes == {"vpit": {"visual_weight": 0.0, "train_parts": ("connector", "boundary_tokens")}}
+    assert len(notes) == 2
+    assert stages[0]["changes"] == {"vision_coef": 0.0, "tune_mm_mlp_adapter": True}, "what was given is not changed"
+    decoder, _ = translate_keys({**OURS, "method": "pixel_decoder", "num_image_tokens": 9})
+    assert decoder["vpit"] == {"num_image_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"lora_enable": True}, {}),
+        ({"lora_enable": True, "lora_r": 8}, {"r": 8}),
+        ({"lora_r": 8, "lora_enable": True, "lora_alpha": 4.0}, {"r": 8, "lora_alpha": 4.0}),
+    ],
+)
+def test_their_adapters_are_ours(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    translated, _ = translate_keys({**OURS, **theirs})
+    assert translated["vpit"]["lora"] == ours
+
+
+def test_images_without_boundary_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="always stand between boundary tokens"):
+        translate_keys({**OURS, "mm_use_im_start_end": False})

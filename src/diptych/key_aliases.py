@@ -20,6 +20,11 @@ def _reduction(value: Any) -> None:
         raise ValueError(f"image_token_reduction {value!r} is not known; tokens are reduced by interpolation")
 
 
+def _boundary_tokens(value: Any) -> None:
+    if value is not True:
+        raise ValueError("mm_use_im_start_end: images always stand between boundary tokens here; leave it out")
+
+
 def _layer(value: Any) -> Any:
     if not isinstance(value, int):
         raise ValueError(f"mm_vision_select_layer must be a whole number, got {value!r}")
@@ -45,6 +50,11 @@ ALIASES: dict[str, KeyAlias] = {
     "pretrain_mm_mlp_adapter": KeyAlias("vpit.init_from"),
     "model_name_or_path": KeyAlias("language_model"),
     "model_max_length": KeyAlias("data.max_length"),
+    "lora_enable": KeyAlias("vpit.lora", lambda value: {} if value else None),
+    "lora_r": KeyAlias("vpit.lora.r"),
+    "lora_alpha": KeyAlias("vpit.lora.lora_alpha"),
+    "lora_dropout": KeyAlias("vpit.lora.lora_dropout"),
+    "mm_use_im_start_end": KeyAlias("", _boundary_tokens),
     "data_path": KeyAlias("data.sources", lambda path: [{"path": path}]),
     "bf16": KeyAlias("dtype", lambda value: "bfloat16" if value else "float32"),
     "save_steps": KeyAlias("train.save_every"),
@@ -68,12 +78,23 @@ ALIASES: dict[str, KeyAlias] = {
 
 
 def translate_keys(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings in our names, and a note for each one that was translated. Of methods other than vpit: as they are.
+    """Settings in our names, and a note for each one that was translated; also in what stages change. Of methods other
+    than vpit and pixel_decoder: as they are.
 
     Raises ValueError for a setting given under both names, and for a value that has no counterpart.
     """
-    if settings.get("method") != "vpit":
+    if settings.get("method") not in ("vpit", "pixel_decoder"):
         return settings, []
+    translated, notes = _translate(settings)
+    stages = translated.get("stages")
+    for stage in stages if isinstance(stages, list) else ():
+        if isinstance(stage, dict) and isinstance(stage.get("changes"), dict):
+            stage["changes"], more = _translate(stage["changes"])
+            notes += more
+    return translated, notes
+
+
+def _translate(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     notes: list[str] = []
     # `vision_tower` is a group of X-Fusion's settings here; theirs is the name of an encoder.
     theirs = {name: alias for name, alias in ALIASES.items() if not isinstance(settings.get(name, {}), dict)}
@@ -95,10 +116,14 @@ def _put(settings: dict[str, Any], key: str, value: Any, *, theirs: str) -> None
         group = group.setdefault(parent, {})
         if not isinstance(group, dict):
             raise ValueError(f"{theirs} is {key} here, but {parent} is a value, not a group of keys")
+    if isinstance(value, dict) and isinstance(group.get(last), dict):
+        value |= group.pop(last)
     if last in group:
         raise ValueError(f"{theirs} is {key} here, and both are given; leave one out")
     group[last] = value
 
 
 def _copy(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_copy(own) for own in value]
     return {key: _copy(own) for key, own in value.items()} if isinstance(value, dict) else value

@@ -273,8 +273,11 @@ class VPiTConfig(Settings):
     def _fits(self) -> VPiTConfig:
         if math.isqrt(self.num_image_tokens) ** 2 != self.num_image_tokens:
             raise ValueError(f"vpit.num_image_tokens must be a square such as 16 or 64, got {self.num_image_tokens}")
-        if self.lora is not None and "language_model" not in self.train_parts:
-            raise ValueError("vpit.lora trains adapters on the language model; add language_model to vpit.train_parts")
+        if self.lora is not None and "language_model" not in self.train_parts and self.init_from is None:
+            raise ValueError(
+                "vpit.lora trains adapters on the language model; add language_model to vpit.train_parts (or name with "
+                "vpit.init_from the morph whose adapters stay as they are)"
+            )
         if self.first_trained_layer and (self.lora is not None or "language_model" not in self.train_parts):
             raise ValueError(
                 "vpit.first_trained_layer chooses among the language model's own layers: it needs language_model in "

@@ -135,8 +135,9 @@ def test_a_prompt_must_end_with_text() -> None:
 
 def test_sampling_draws_from_the_nucleus_alone() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(2000, -1)
-    assert set(choose_tokens(logits, True, 1.0, 0.6).tolist()) == {0, 1}
-    assert set(choose_tokens(logits, True, 1.0, 1e-6).tolist()) == {0}
-    assert choose_tokens(logits, False, 1.0, 1.0).tolist() == [0] * 2000
-    frequency = choose_tokens(logits, True, 1.0, 1.0).bincount() / 2000
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2000)]
+    assert set(choose_tokens(logits, True, 1.0, 0.6, generators).tolist()) == {0, 1}
+    assert set(choose_tokens(logits, True, 1.0, 1e-6, generators).tolist()) == {0}
+    assert choose_tokens(logits, False, 1.0, 1.0, generators).tolist() == [0] * 2000
+    frequency = choose_tokens(logits, True, 1.0, 1.0, generators).bincount() / 2000
     torch.testing.assert_close(frequency, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.05, rtol=0)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from diptych.models.vpit import VPiT, build_rows, find_supervision
 from diptych.sequence import Batch, ImageSpan, Sequence, TextSpan, pack
@@ -23,6 +24,7 @@ class PassThrough(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.config = PretrainedConfig()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
 

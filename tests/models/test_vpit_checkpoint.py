@@ -11,13 +11,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diptych.data.formats import Message
 from diptych.models import vpit_checkpoint
 from diptych.models.checkpoint import load_morph
+from diptych.models.vpit import shown_tokens
 from diptych.models.vpit_checkpoint import build_vpit_morph, save_vpit
 from diptych.models.vpit_morph import VPiTMorph
 from diptych.stages import expand_stages
 from diptych.train.loop import run_training
-from tiny_vpit import build_encoder, build_training, build_vpit, vpit_recipe, write_emblems
+from tiny_vpit import (
+    NUM_TOKENS,
+    build_encoder,
+    build_training,
+    build_vpit,
+    random_features,
+    vpit_recipe,
+    write_emblems,
+)
 from tiny_xfusion import build_language
 
 REQUEST: list[dict[str, Any]] = [{"role": "user", "content": "Draw 1."}]
@@ -121,3 +131,109 @@ def test_a_tokenizer_with_the_boundary_tokens_is_refused() -> None:
 def test_what_only_diffusion_can_do_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="VPiT has no"):
         build_vpit().generate([{"role": "user", "content": "Draw."}], **option)
+
+
+HEADS = ["connector", "visual_head", "boundary_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"lora": {"r": 2}}),
+        ({"train_parts": HEADS}, {"lora": {"r": 2}}),
+        ({"lora": {"r": 2}}, {"lora": {"r": 2}, "train_parts": HEADS}),
+        ({}, {"visual_input_dropout": 0.5}),
+        ({"visual_input_dropout": 0.5}, {}),
+        ({}, {"cached_forms": 2, "first_trained_layer": 1, "train_parts": [*HEADS[1:], "language_model"]}),
+        ({"cached_forms": 2, "first_trained_layer": 1, "train_parts": [*HEADS[1:], "language_model"]}, {}),
+    ],
+)
+def test_a_stage_may_train_in_another_way_than_the_one_before(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """It gives what the stage before gave, since what is new starts at rest; and loads again as it was saved."""
+    first = build_vpit(vpit=before)
+    save_vpit(tmp_path / "first", first)
+    recipe = vpit_recipe(vpit={**after, "init_from": str(tmp_path / "first")})
+    second = build_vpit_morph(recipe, language=build_language("llama"), encoder=build_encoder(), cached=False)
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(second.text_logits(ids), first.text_logits(ids), atol=1e-5, rtol=0)
+    states = torch.randn(2, second.language_model.config.hidden_size)
+    torch.testing.assert_close(second.model.text_logits(states), first.model.text_logits(states), atol=1e-5, rtol=0)
+    if not before.get("visual_input_dropout") and not after.get("visual_input_dropout"):
+        torch.testing.assert_close(drawn(second), drawn(first), atol=1e-5, rtol=0)
+    second.model.eval()
+    save_vpit(tmp_path / "second", second)
+    loaded = load_morph(tmp_path / "second", language_model=build_language("llama"))
+    torch.testing.assert_close(drawn(loaded), drawn(second), atol=1e-5, rtol=0)
+
+
+def test_adapters_of_an_earlier_stage_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    save_vpit(tmp_path, build_vpit(vpit={"lora": {"r": 2}}))
+    recipe = vpit_recipe(vpit={"init_from": str(tmp_path)})
+    with pytest.raises(ValueError, match=r"has adapters .*keep the same vpit\.lora"):
+        build_vpit_morph(recipe, language=build_language("llama"), encoder=build_encoder(), cached=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"generation_mode": "sound"}, "generation_mode 'sound'"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"visual_guidance_scale": 2.0}, "text_cond_dropout_prob"),
+        ({"visual_guidance_scale": float("nan")}, "must be a number"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_the_work(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        build_vpit().answer([REQUEST], **options)
+
+
+def test_visual_tokens_that_are_no_numbers_are_refused_by_conversation() -> None:
+    morph = build_vpit()
+    with torch.no_grad():
+        morph.model.visual_head.layers[-1].bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"conversation 0, 1 are not finite"):
+        morph.answer([REQUEST, REQUEST], generation_mode="image")
+
+
+def test_a_conversation_answers_the_same_alone_and_in_a_batch() -> None:
+    """Pictures and sampled text, of the same seed: what else is asked at the same time does not count."""
+    morph = build_vpit()
+    morph.pixel_decoder = Recording()
+    others = [[{"role": "user", "content": f"Draw {k} and {k}."}] for k in range(3)]
+    for conversation in others:
+        morph.generate(conversation, generation_mode="image", seed=3, num_images=2)
+    alone, morph.pixel_decoder.calls = morph.pixel_decoder.calls, []
+    morph.generate_batch(others, generation_mode="image", seed=3, num_images=2)
+    assert {(seed, number) for _, seed, numbers in morph.pixel_decoder.calls for number in numbers} == {(3, 0), (4, 0)}
+    for k in range(3):
+        for picture in range(2):
+            together, seed, _ = morph.pixel_decoder.calls[picture]
+            torch.testing.assert_close(together[k], alone[2 * k + picture][0][0], atol=1e-5, rtol=0)
+            assert seed == alone[2 * k + picture][1]
+    options: dict[str, Any] = {"generation_mode": "text", "do_sample": True, "max_new_tokens": 8, "seed": 5}
+    assert morph.answer(others, **options) == [morph.answer([one], **options)[0] for one in others]
+
+
+class Recording:
+    """In place of a pixel decoder: notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Tensor, int, list[int]]] = []
+
+    def decode(self, features: Tensor, *, numbers: list[int], seed: int, **options: Any) -> Tensor:
+        del options
+        self.calls.append((features, seed, list(numbers)))
+        return torch.zeros(len(features), 3, 4, 4)
+
+
+def test_what_was_drawn_before_is_read_as_training_showed_it() -> None:
+    """An image of an earlier answer has as many tokens hidden as a target had; one of the user's has none."""
+    morph = build_vpit(vpit={"visual_input_dropout": 0.75})
+    messages = (Message("user", ("Draw.",)), Message("assistant", (0,)), Message("user", ("And this?", 1)))
+    tokens = list(random_features(2))
+    drawn_before, asked_about = morph._inputs(messages, tokens)
+    shown = shown_tokens(NUM_TOKENS, 0.75)
+    assert torch.equal(drawn_before, tokens[0] * shown[:, None])
+    assert torch.equal(asked_about, tokens[1])

@@ -184,3 +184,32 @@ def test_it_learns_to_draw_and_to_read(data: Path, tmp_path: Path, settings: dic
     assert [answer[0] for answer in answers] == [f"number {k}" for k in range(4)]
     log = (tmp_path / "run" / "log.jsonl").read_text()
     assert "free_running_cosine" in log
+
+
+@pytest.mark.parametrize("parts", [("connector", "boundary_tokens"), ("connector", "language_model")])
+def test_activations_are_recomputed_whether_the_language_model_is_trained_or_not(
+    data: Path, parts: tuple[str, ...]
+) -> None:
+    """Its layers run again in the backward pass, with the same gradients."""
+    gradients, forwards = [], []
+    for checkpointed in (False, True):
+        recipe = vpit_recipe(
+            data=data, vpit={"train_parts": list(parts)}, train={"gradient_checkpointing": checkpointed}
+        )
+        method = build_training(recipe)
+        counted: list[int] = []
+        method.model.decoder.layers[0].register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        losses = method(method.build_batch([(0, 0, 0), (1, 1, 1)], seed=0))
+        torch.stack([loss.total for loss in losses.values()]).sum().backward()
+        gradients.append({name: p.grad for name, p in method.trainable_parameters().items()})
+        forwards.append(len(counted))
+    assert forwards == [1, 2]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_a_sample_longer_than_the_context_is_refused_by_name(data: Path) -> None:
+    method = build_training(vpit_recipe(data=data))
+    method.model.language_model.config.max_position_embeddings = 12
+    with pytest.raises(ValueError, match=r"draw\.jsonl.* more than the language model's context of 12"):
+        method.build_batch([(0, 0, 0)], seed=0)

@@ -86,12 +86,12 @@ def _read_image(value: Any) -> Image.Image:
 
 def check_options(
     *,
-    generation_mode: str,
-    num_images: int,
-    num_inference_steps: int | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
+    generation_mode: str = "auto",
+    num_images: int = 1,
+    num_inference_steps: int | None = None,
+    max_new_tokens: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> None:
     """Raises ValueError for an option of generation that is out of range."""
     if generation_mode not in GENERATION_MODES:

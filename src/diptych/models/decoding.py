@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.models.token_choice import choose_tokens, stop_ids
+from diptych.models.token_choice import choose_tokens, row_generators, stop_ids
 from diptych.models.xfusion import Prefilled
 from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.attention import Groups
@@ -27,9 +27,12 @@ def decode_text(
     do_sample: bool = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    seed: int = 0,
     context_features: Tensor | None = None,
 ) -> list[str]:
     """Continues prompts until an end token or `max_new_tokens`; special tokens are left out of the text.
+
+    seed: of what is sampled, the same for each prompt.
 
     context_features [Ic, n, F]: of all prompts' images, in order, where the tower reads features.
     """
@@ -45,12 +48,16 @@ def decode_text(
             do_sample,
             temperature,
             top_p,
+            seed,
             context_features,
         )
         continued |= dict(zip(with_images, ids, strict=True))
     for i, prompt in enumerate(prompts):
         if not prompt.images:
-            continued[i] = _decode_plain(model, prompt, stops, max_new_tokens, do_sample, temperature, top_p)
+            with torch.random.fork_rng(enabled=do_sample):
+                if do_sample:
+                    torch.manual_seed(seed)
+                continued[i] = _decode_plain(model, prompt, stops, max_new_tokens, do_sample, temperature, top_p)
     return [tokenizer.decode(continued[i], skip_special_tokens=True).strip() for i in range(len(prompts))]
 
 
@@ -87,6 +94,7 @@ def _decode_routed(
     do_sample: bool,
     temperature: float,
     top_p: float,
+    seed: int,
     context_features: Tensor | None,
 ) -> list[list[int]]:
     window, longest = model.text_tower.window, max(len(prompt) for prompt in prompts) + max_new_tokens - 1
@@ -99,8 +107,9 @@ def _decode_routed(
     positions = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
     answers: list[list[int]] = [[] for _ in prompts]
     running = [True] * len(prompts)
+    generators = row_generators(len(prompts), seed)
     for step in range(max_new_tokens):
-        tokens = choose_tokens(model.text_tower.logits(hidden), do_sample, temperature, top_p)
+        tokens = choose_tokens(model.text_tower.logits(hidden), do_sample, temperature, top_p, generators)
         for index, token in enumerate(tokens.tolist()):
             running[index] = running[index] and token not in stops
             if running[index]:

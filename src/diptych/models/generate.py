@@ -96,8 +96,9 @@ class Morph:
         """Answers conversations in batches: a list of text and image parts for each.
 
         generation_mode: auto answers with text where the conversation holds an image, else with images. The noise of
-        image k of a conversation derives from (seed, k) alone, so that batching changes nothing. guidance_scale: to the
-        text; image_guidance_scale: to the request's images, for editing (objective.image_cond_dropout_prob).
+        image k of a conversation derives from (seed, k) alone, and sampled text from the seed, so that batching changes
+        nothing. guidance_scale: to the text; image_guidance_scale: to the request's images, for editing
+        (objective.image_cond_dropout_prob).
         Raises ValueError for options out of range and for a conversation without a user turn.
         """
         check_options(
@@ -108,8 +109,6 @@ class Morph:
             temperature=temperature,
             top_p=top_p,
         )
-        if do_sample:
-            torch.manual_seed(seed)
         parsed = [self._parse(messages) for messages in conversations]
         draws = [generation_mode == "image" or (generation_mode == "auto" and not one.latents) for one in parsed]
         answers: list[list[Part]] = [[] for _ in parsed]
@@ -141,6 +140,7 @@ class Morph:
                 do_sample=do_sample,
                 temperature=temperature,
                 top_p=top_p,
+                seed=seed,
             )
             for index, text in zip(chunk_indices, texts, strict=True):
                 answers[index].append(text)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -142,9 +142,9 @@ def check_hashes(
             )
 
 
-def load_tensors(own: Mapping[str, Tensor], path: Path, *, sha256: str) -> None:
-    """Loads a file into these tensors, strictly; raises ValueError if its SHA-256 is another, and one that lists all
-    that does not match."""
+def load_tensors(own: Mapping[str, Tensor], path: Path, *, sha256: str, optional: Collection[str] = ()) -> set[str]:
+    """Loads a file into these tensors, strictly, and gives the names of those that it filled; `optional` ones may be
+    missing on either side. Raises ValueError if its SHA-256 is another, and one that lists all that does not match."""
     try:
         if (found := hash_file(path)) != sha256:
             raise ValueError(
@@ -154,18 +154,29 @@ def load_tensors(own: Mapping[str, Tensor], path: Path, *, sha256: str) -> None:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}); it is missing or damaged: copy the morph again") from error
-    problems = [f"missing {name}" for name in own.keys() - stored.keys()]
-    problems += [f"unexpected {name}" for name in stored.keys() - own.keys()]
+    found_names = own.keys() & stored.keys()
+    problems = [f"missing {name}" for name in own.keys() - stored.keys() - set(optional)]
+    problems += [f"unexpected {name}" for name in stored.keys() - own.keys() - set(optional)]
     problems += [
         f"{name} has shape {tuple(stored[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own.keys() & stored.keys()
+        for name in found_names
         if stored[name].shape != own[name].shape
     ]
     if problems:
         raise ValueError(f"{path} does not fit the model of its config: " + "; ".join(sorted(problems)))
     with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(stored[name])
+        for name in found_names:
+            own[name].copy_(stored[name])
+    return found_names
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of the tensors in a file. Raises ValueError if it is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); it is missing or damaged: copy the morph again") from error
 
 
 def replace_whole(path: Path, write: Callable[[Path], Any]) -> None:

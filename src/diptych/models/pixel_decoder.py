@@ -7,7 +7,7 @@ the visual tokens of one image encoder: those of real images, or those that a VP
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -152,6 +152,7 @@ class PixelDecoder(nn.Module):
         self,
         features: Tensor,
         *,
+        numbers: Sequence[int] | None = None,
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
         sampler: str | None = None,
@@ -161,8 +162,8 @@ class PixelDecoder(nn.Module):
         """Visual tokens [I, n, F] -> images [I, 3, H, W] in -1..1 on the CPU.
 
         Options left out are the recipe's `sample:`; scale 1 is no guidance. The noise of image k derives from
-        (seed, k) alone, so that batching changes nothing. Raises ValueError for tokens of another shape or that are
-        not finite (it names the image), for options out of range and an unknown sampler.
+        (seed, numbers[k]) alone (None: from k itself), so that batching changes nothing. Raises ValueError for tokens
+        of another shape or that are not finite (it names the image), for options out of range and an unknown sampler.
         """
         self._check_features(features)
         defaults, denoiser = self.recipe.sample, self.denoiser
@@ -174,10 +175,13 @@ class PixelDecoder(nn.Module):
             raise ValueError(f"num_inference_steps must be 1 or more, got {num_steps}")
         if sampler not in denoiser.samplers:
             raise ValueError(f"unknown sampler {sampler!r}; choose one of: {', '.join(denoiser.samplers)}")
+        numbers = range(len(features)) if numbers is None else numbers
         images = [torch.zeros(0, 3, self.recipe.image_size, self.recipe.image_size)]
         for start in range(0, len(features), max_batch_size):
             chunk = features[start : start + max_batch_size].to(self.device, torch.float32)
-            noise = starting_noise(range(start, start + len(chunk)), denoiser.latent_shape, seed=seed).to(self.device)
+            noise = starting_noise(numbers[start : start + len(chunk)], denoiser.latent_shape, seed=seed).to(
+                self.device
+            )
             latents = denoiser.sample(
                 chunk, noise, guidance_scale=scale, num_inference_steps=num_steps, sampler=sampler
             )

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def choose_tokens(logits: Tensor, do_sample: bool, temperature: float, top_p: float) -> Tensor:
-    """Next tokens [B] of logits [B, vocabulary]: the likeliest, or drawn from the top_p nucleus."""
+def choose_tokens(
+    logits: Tensor, do_sample: bool, temperature: float, top_p: float, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Next tokens [B] of logits [B, vocabulary]: the likeliest, or drawn from the top_p nucleus.
+
+    generators: one for each row, on the CPU, so that what is drawn for one does not depend on who else is there.
+    """
     if not do_sample:
         return logits.argmax(dim=-1)
     probabilities = (logits.float() / temperature).softmax(dim=-1)
     ordered, order = probabilities.sort(dim=-1, descending=True)
     ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0
-    return order.gather(1, torch.multinomial(ordered, 1))[:, 0]
+    rows = zip(ordered.cpu(), generators, strict=True)
+    drawn = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+    return order.gather(1, drawn.to(order.device))[:, 0]
+
+
+def row_generators(num_rows: int, seed: int) -> list[torch.Generator]:
+    """One for each conversation, all of the same seed: a conversation answers the same, alone or in a batch."""
+    return [torch.Generator().manual_seed(seed) for _ in range(num_rows)]
 
 
 def stop_ids(language_model: Any, tokenizer: Any) -> set[int]:

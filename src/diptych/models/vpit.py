@@ -69,8 +69,8 @@ def find_supervision(batch: Batch, image_start: int) -> Supervision:
 class VPiT(nn.Module):
     """Language model, connector, visual head, boundary tokens.
 
-    Raises ValueError if the language model changes its LM head's logits further (a cap, a scale) in a way that is not
-    known here, so that the loss would be of another model than the one that generates.
+    Scale and cap that the language model's config puts on its LM head's logits (Cohere, Granite, Gemma 2) apply to
+    those here.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class VPiT(nn.Module):
         self.language_model = language_model
         self.feature_dim = feature_dim
         self.num_image_tokens = num_image_tokens
+        self.logit_scale, self.logit_cap = logit_settings(language_model.config)
 
     @property
     def decoder(self) -> Any:
@@ -120,7 +121,29 @@ class VPiT(nn.Module):
 
     def text_logits(self, states: Tensor) -> Tensor:
         """Final states [N, D] -> logits over the vocabulary with the boundary tokens in it."""
-        return self.boundary_tokens.logits(states, self.language_model.get_output_embeddings())
+        logits = self.boundary_tokens.logits(states, self.language_model.get_output_embeddings())
+        return change_logits(logits, scale=self.logit_scale, cap=self.logit_cap)
+
+
+def logit_settings(config: Any) -> tuple[float, float | None]:
+    """(scale, cap) that a language model's config puts on its LM head's logits; (1, None): they stay as they are."""
+    config = config.get_text_config()
+    scale = getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return float(scale or 1.0) / float(divisor or 1.0), None if cap is None else float(cap)
+
+
+def change_logits(logits: Tensor, *, scale: float, cap: float | None) -> Tensor:
+    """Logits under `logit_settings`; those of tokens that do not exist stay at minus infinity."""
+    logits = logits if scale == 1.0 else logits * scale
+    return logits if cap is None else torch.where(logits.isinf(), logits, cap * torch.tanh(logits / cap))
+
+
+def context_length(language_model: Any) -> int | None:
+    """How many tokens the language model can place; None: it does not say."""
+    length = getattr(language_model.config.get_text_config(), "max_position_embeddings", None)
+    return None if length is None else int(length)
 
 
 def shown_tokens(num_image_tokens: int, visual_input_dropout: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from diptych.models.morph_files import (
     find_morph,
     load_tensors,
     read_config,
+    tensor_names,
     write_morph_files,
 )
 from diptych.models.vpit import VPiT
-from diptych.models.vpit_building import build_vpit
+from diptych.models.vpit_building import add_lora, build_vpit
 from diptych.models.vpit_morph import LanguageState, VPiTMorph
 
 PIXEL_DECODER = "pixel_decoder"
+OWN_HEAD_ROWS, HIDDEN = "boundary_tokens.output", "connector.hidden"
+"""Tensors that a stage may have and the one before it not: what `vpit.cached_forms` and `visual_input_dropout` add."""
 
 
 def build_vpit_morph(
@@ -38,12 +42,15 @@ def build_vpit_morph(
     encoder: Any = None,
     pixel_decoder: Any = None,
     cached: bool = True,
+    tied_boundary_tokens: bool = True,
 ) -> VPiTMorph:
-    """A morph of this recipe: untrained, or as `vpit.init_from` left off. The rest: in place of what the recipe names.
+    """A morph of this recipe: untrained, or as `vpit.init_from` left off. language, encoder and pixel_decoder: in place
+    of what the recipe names; tied_boundary_tokens: see `build_vpit`.
 
     Raises ValueError for whatever of it is missing or does not fit.
     """
     config = recipe.vpit
+    earlier = None if config.init_from is None else read_earlier(config.init_from)
     language = language or load_language_model(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
     encoder = encoder or load_image_encoder(
         config.image_encoder, layer=config.encoder_layer, image_size=config.encoder_image_size
@@ -53,7 +60,14 @@ def build_vpit_morph(
     if pixel_decoder is not None:
         pixel_decoder.check_encoder(encoder, num_image_tokens=config.num_image_tokens)
     torch.manual_seed(recipe.seed)
-    model = build_vpit(recipe, language.model, language.tokenizer, feature_dim=encoder.feature_dim)
+    model = build_vpit(
+        recipe,
+        language.model,
+        language.tokenizer,
+        feature_dim=encoder.feature_dim,
+        with_lora=earlier is None or earlier.has_adapters,
+        tied_boundary_tokens=tied_boundary_tokens and (earlier is None or OWN_HEAD_ROWS not in earlier.names),
+    )
     cache_dir = (Path(recipe.cache_dir) if recipe.cache_dir else cache_root() / "tensors") if cached else None
     morph = VPiTMorph(
         model=model,
@@ -64,8 +78,8 @@ def build_vpit_morph(
         pixel_decoder=pixel_decoder,
         cache_dir=cache_dir,
     )
-    if config.init_from is not None:
-        _start_from(morph, find_morph(config.init_from))
+    if earlier is not None:
+        _start_from(morph, earlier)
     device = compute_device()
     model.to(device)
     encoder.to(device)
@@ -103,7 +117,8 @@ def load_vpit(
     changes = {"init_from": None, "pixel_decoder": pixel_decoder or recipe.vpit.pixel_decoder}
     recipe = recipe.model_copy(update={"vpit": recipe.vpit.model_copy(update=changes)})
     language = find_language(folder, config, recipe, language_model)
-    morph = build_vpit_morph(recipe, language=language, cached=False)
+    tied = OWN_HEAD_ROWS not in tensor_names(folder / WEIGHTS)
+    morph = build_vpit_morph(recipe, language=language, cached=False, tied_boundary_tokens=tied)
     names = {"language_model": recipe.language_model, "image_encoder": recipe.vpit.image_encoder}
     check_hashes(folder, config["hashes"], morph.frozen_hashes(), names)
     morph.language_state = config["language_state"]
@@ -128,18 +143,48 @@ def _language_state(recipe: Recipe, before: LanguageState) -> LanguageState:
     return "lora" if recipe.vpit.lora is not None else "whole"
 
 
-def _start_from(morph: VPiTMorph, folder: Path) -> None:
-    """Puts the weights of an earlier stage's morph into this one."""
+@dataclass(frozen=True)
+class EarlierStage:
+    """A morph to start from: its folder, config, recipe and the names of its tensors."""
+
+    folder: Path
+    config: dict[str, Any]
+    recipe: Recipe
+    names: set[str]
+
+    @property
+    def has_adapters(self) -> bool:
+        return any(".lora_" in name for name in self.names)
+
+
+def read_earlier(path: str) -> EarlierStage:
+    """Raises ValueError for what is no morph of method vpit."""
+    folder = find_morph(path)
     config = read_config(folder / CONFIG)
-    earlier = build_recipe(config["recipe"], origin=str(folder / CONFIG))
-    if earlier.method != "vpit":
-        raise ValueError(f"vpit.init_from {folder} is a morph of method {earlier.method}; give one of method vpit")
-    names = {"language_model": earlier.language_model, "image_encoder": earlier.vpit.image_encoder}
+    recipe = build_recipe(config["recipe"], origin=str(folder / CONFIG))
+    if recipe.method != "vpit":
+        raise ValueError(f"vpit.init_from {folder} is a morph of method {recipe.method}; give one of method vpit")
+    return EarlierStage(folder, config, recipe, tensor_names(folder / WEIGHTS))
+
+
+def _start_from(morph: VPiTMorph, earlier: EarlierStage) -> None:
+    """Puts the weights of an earlier stage's morph into this one. What it knew nothing of starts anew: rows of hidden
+    tokens, adapters, rows of the LM head (these where it had the embedding's)."""
+    folder, config, lora = earlier.folder, earlier.config, earlier.recipe.vpit.lora
+    names = {"language_model": earlier.recipe.language_model, "image_encoder": earlier.recipe.vpit.image_encoder}
     check_hashes(folder, config["hashes"], morph.frozen_hashes(), names)
+    if earlier.has_adapters and morph.recipe.vpit.lora != lora:
+        raise ValueError(f"vpit.init_from {folder} has adapters {lora}; keep the same vpit.lora here")
     before: LanguageState = config["language_state"]
-    if before == "lora" and morph.recipe.vpit.lora != earlier.vpit.lora:
-        raise ValueError(f"vpit.init_from {folder} has adapters {earlier.vpit.lora}; keep the same vpit.lora here")
-    load_tensors(stored_tensors(morph.model, before), folder / WEIGHTS, sha256=config["weights_sha256"])
+    own = stored_tensors(morph.model, before)
+    optional = {OWN_HEAD_ROWS, HIDDEN}
+    filled = load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"], optional=optional)
+    boundary = morph.model.boundary_tokens
+    if boundary.output is not None and OWN_HEAD_ROWS not in filled:
+        with torch.no_grad():
+            boundary.output.copy_(boundary.input)
+    if morph.recipe.vpit.lora is not None and not earlier.has_adapters:
+        add_lora(morph.model.language_model, morph.recipe.vpit.lora)
     morph.language_state = _language_state(morph.recipe, before)
 
 

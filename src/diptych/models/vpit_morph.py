@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from diptych.data.tokenize import build_prompt, drop_text
 from diptych.models.conversation import Conversation, Part, check_options, parse_conversation
 from diptych.models.interleaved_decoding import decode_interleaved
 from diptych.models.token_choice import stop_ids
-from diptych.models.vpit import VPiT
+from diptych.models.vpit import VPiT, shown_tokens
 from diptych.nn.connector import reduce_tokens
 from diptych.sequence import Sequence as Stream
 
@@ -87,17 +88,11 @@ class VPiTMorph:
         """Answers conversations in batches: a list of text and image parts for each.
 
         num_images: pictures of each image that is answered, which differ in the pixel decoder's noise alone. The next
-        four are the pixel decoder's; `options` are those of `answer`. Raises ValueError for options out of range, and
+        four are the pixel decoder's: the noise of picture k of image i of a conversation derives from (seed + k, i)
+        alone. `options` are those of `answer`. Raises ValueError for options out of range, and
         for an image without a pixel decoder.
         """
-        check_options(
-            generation_mode=options.get("generation_mode", "auto"),
-            num_images=num_images,
-            num_inference_steps=num_inference_steps,
-            max_new_tokens=options.get("max_new_tokens", 64),
-            temperature=options.get("temperature", 1.0),
-            top_p=options.get("top_p", 1.0),
-        )
+        check_options(num_images=num_images, num_inference_steps=num_inference_steps)
         if options.get("generation_mode") == "image" and self.pixel_decoder is None:
             raise ValueError(NO_PIXEL_DECODER)
         if options.pop("image_guidance_scale", 1.0) != 1.0:
@@ -105,13 +100,15 @@ class VPiTMorph:
         if options.pop("negative_prompt", ""):
             raise ValueError("VPiT has no negative prompt: its images are predicted, not guided away from a text")
         made = self.answer(conversations, seed=seed, **options)
-        images = [part for answer in made for part in answer if isinstance(part, Tensor)]
+        numbered = [part for answer in made for part in enumerate(p for p in answer if isinstance(p, Tensor))]
+        numbers, images = [number for number, _ in numbered], [image for _, image in numbered]
         if images and self.pixel_decoder is None:
             raise ValueError(NO_PIXEL_DECODER)
         pictures: list[list[Any]] = [[] for _ in images]
         for k in range(num_images if images else 0):
             drawn = self.pixel_decoder.decode(
                 torch.stack(images),
+                numbers=numbers,
                 guidance_scale=guidance_scale,
                 num_inference_steps=num_inference_steps,
                 sampler=sampler,
@@ -143,14 +140,18 @@ class VPiTMorph:
 
         generation_mode: in auto the text head decides when an image starts; image answers with one image at once.
         visual_guidance_scale: classifier-free guidance in feature space; needs vpit.text_cond_dropout_prob in training.
+        seed: of sampled text, the same for each conversation. Raises ValueError for options out of range.
         """
-        if do_sample:
-            torch.manual_seed(seed)
+        check_options(
+            generation_mode=generation_mode, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+        )
+        self._check_guidance(visual_guidance_scale)
         parsed = [parse_conversation(c, image_size=self.encoder.preprocessing.image_size) for c in conversations]
         answers: list[list[str | Tensor]] = []
         for start in range(0, len(parsed), max_batch_size):
             chunk = [
-                (messages, self.visual_tokens(pixels)) for messages, pixels in parsed[start : start + max_batch_size]
+                (messages, self._inputs(messages, self.visual_tokens(pixels)))
+                for messages, pixels in parsed[start : start + max_batch_size]
             ]
             guided = visual_guidance_scale != 1.0
             decoded = decode_interleaved(
@@ -165,6 +166,7 @@ class VPiTMorph:
                 do_sample=do_sample,
                 temperature=temperature,
                 top_p=top_p,
+                seed=seed,
             )
             answers += [[self._readable(piece) for piece in pieces] for pieces in decoded]
         return answers
@@ -176,6 +178,22 @@ class VPiTMorph:
             return []
         features = self.encoder.features(torch.stack(list(images)))
         return list(reduce_tokens(features, self.recipe.vpit.num_image_tokens))
+
+    def _inputs(self, messages: tuple[Message, ...], tokens: list[Tensor]) -> list[Tensor]:
+        """Visual tokens of a conversation's images as training showed them: some of what was drawn is hidden."""
+        config = self.recipe.vpit
+        drawn = {p for message in messages if message.role == "assistant" for p in message.parts if isinstance(p, int)}
+        shown = shown_tokens(config.num_image_tokens, config.visual_input_dropout)[:, None]
+        return [own * shown.to(own.device) if index in drawn else own for index, own in enumerate(tokens)]
+
+    def _check_guidance(self, scale: float) -> None:
+        if not math.isfinite(scale):
+            raise ValueError(f"visual_guidance_scale must be a number, got {scale}")
+        if scale != 1.0 and not self.recipe.vpit.text_cond_dropout_prob:
+            raise ValueError(
+                f"visual_guidance_scale {scale:g} needs a morph trained with vpit.text_cond_dropout_prob above 0; this "
+                "one knows no drawing without its text: leave it at 1"
+            )
 
     def _prompt(self, messages: tuple[Message, ...], tokens: list[Tensor]) -> Stream:
         return build_prompt(

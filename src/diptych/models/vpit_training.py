@@ -18,10 +18,11 @@ from diptych.data.tokenize import build_sequence
 from diptych.models.encoded_images import image_features
 from diptych.models.frozen_layers import FormKey, FrozenLayers
 from diptych.models.method import LossSum
-from diptych.models.vpit import Rows, Supervision, VPiT, build_rows, find_supervision
-from diptych.models.vpit_building import trained_parameters
+from diptych.models.vpit import Rows, Supervision, VPiT, build_rows, context_length, find_supervision
+from diptych.models.vpit_building import NUM_EMBEDDINGS, trained_parameters
 from diptych.models.vpit_checkpoint import save_vpit
 from diptych.models.vpit_morph import VPiTMorph
+from diptych.nn.boundary_tokens import embedded_rows
 from diptych.nn.chunked_loss import chunked_cross_entropy
 from diptych.nn.linear_head_loss import linear_head_cross_entropy
 from diptych.nn.visual_losses import visual_loss
@@ -30,8 +31,8 @@ from diptych.sequence import Sequence as Stream
 from diptych.settings import VPiTConfig
 
 NUM_MEASURED = 32
-NUM_STATISTICS, NUM_EMBEDDINGS = 256, 8192
-"""Images, and rows of the embedding, that a new connector's start is taken from, at most."""
+NUM_STATISTICS = 256
+"""Images that a new connector's start is taken from, at most."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class VPiTTraining(nn.Module):
         self._streams: dict[tuple[int, int, bool], Stream] = {}
         self._trained = trained_parameters(self.model, recipe)
         self.train()
-        if recipe.train.gradient_checkpointing:
-            self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         if not any(name.startswith("language_model.") for name in self._trained):
             self.model.language_model.eval()
+        if recipe.train.gradient_checkpointing:
+            checkpoint_gradients(self.model.language_model)
         if recipe.vpit.init_from is None:
             self._standardise()
         self.frozen_layers = (
@@ -108,8 +109,9 @@ class VPiTTraining(nn.Module):
             return
         device = self.model.boundary_tokens.input.device
         features = torch.cat([self.features.load(p) for p in paths[:: 1 + len(paths) // NUM_STATISTICS]]).to(device)
-        weight = self.model.language_model.get_input_embeddings().weight
-        self.model.connector.standardise(features, weight[:: 1 + len(weight) // NUM_EMBEDDINGS])
+        embedding = self.model.language_model.get_input_embeddings()
+        embeddings = embedded_rows(embedding, step=1 + len(embedding.weight) // NUM_EMBEDDINGS)
+        self.model.connector.standardise(features, embeddings)
         self.model.visual_head.start_at(features)
 
     def _shown(self, target: Tensor, generator: torch.Generator) -> Tensor:
@@ -187,7 +189,25 @@ class VPiTTraining(nn.Module):
                     max_length=self.recipe.data.max_length,
                     boundary_ids=self.model.boundary_tokens.token_ids,
                 )
+                context = context_length(self.model.language_model)
+                if context is not None and (length := len(self._streams[key])) > context:
+                    raise ValueError(
+                        f"this sample has {length} tokens, more than the language model's context of {context}; "
+                        "shorten it or lower vpit.num_image_tokens"
+                    )
         return self._streams[key]
+
+
+def checkpoint_gradients(language_model: Any) -> None:
+    """Recomputes activations in the backward pass, of a frozen language model too: Hugging Face does so in training
+    mode alone, so its layers are put there, and what draws at random stays out."""
+    frozen = not language_model.training
+    language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    if frozen:
+        language_model.train()
+        for module in language_model.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
 
 
 def loss_counts(batch: VPiTBatch) -> dict[str, float]:
@@ -219,7 +239,8 @@ def vpit_losses(
 def text_loss(model: VPiT, states: Tensor, labels: Tensor) -> Tensor:
     """The sum of the cross-entropy of states [N, D] to labels [N], without all logits at once."""
     head, boundary = model.language_model.get_output_embeddings(), model.boundary_tokens
-    if type(head) is nn.Linear:
+    if type(head) is nn.Linear and model.logit_cap is None and (model.logit_scale == 1.0 or head.bias is None):
+        states = states * model.logit_scale
         return linear_head_cross_entropy(states, labels, head.weight, head.bias, boundary.head_rows, boundary.token_ids)
     return chunked_cross_entropy(states, labels, model.text_logits, [*head.parameters(), *boundary.parameters()])
 

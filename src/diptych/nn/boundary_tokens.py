@@ -12,17 +12,20 @@ class BoundaryTokens(nn.Module):
     """Rows of the two tokens: of the input embedding [2, D], and of the LM head where that is a matrix of its own or
     they are not `tied`.
 
-    Both start at the mean of the language model's rows (MetaMorph, architecture). `token_ids` may lie beyond the
-    matrix or among rows that it keeps in reserve: these rows count instead.
+    Both start at the mean of the language model's rows (MetaMorph, architecture). An embedding that does more than
+    look up its rows (Gemma's scales them) gives the mean of what it makes of them, and shares nothing with the head.
+    `token_ids` may lie beyond the matrix or among rows that it keeps in reserve: these rows count instead.
     """
 
     def __init__(self, language_model: Any, token_ids: tuple[int, int], *, tied: bool = True) -> None:
         super().__init__()
         self.token_ids = token_ids
-        embedding = language_model.get_input_embeddings().weight
+        embedding = language_model.get_input_embeddings()
         head = language_model.get_output_embeddings().weight
-        self.input = nn.Parameter(_mean_rows(embedding))
-        self.output = None if tied and head is embedding else nn.Parameter(_mean_rows(head))
+        plain = type(embedding) is nn.Embedding
+        self.input = nn.Parameter(_mean_rows(embedding.weight if plain else embedded_rows(embedding)))
+        shared = tied and plain and head is embedding.weight
+        self.output = None if shared else nn.Parameter(_mean_rows(head))
 
     @property
     def head_rows(self) -> Tensor:
@@ -69,6 +72,12 @@ def add_boundary_tokens(tokenizer: Any, image_start: str, image_end: str) -> tup
     tokenizer.add_tokens(tokens, special_tokens=True)
     start, end = tokenizer.convert_tokens_to_ids([image_start, image_end])
     return int(start), int(end)
+
+
+def embedded_rows(embedding: Any, *, step: int = 1) -> Tensor:
+    """What an embedding makes of every `step`-th id, [N, D]."""
+    with torch.no_grad():
+        return embedding(torch.arange(0, embedding.weight.shape[0], step, device=embedding.weight.device))
 
 
 def _mean_rows(weight: Tensor) -> Tensor:

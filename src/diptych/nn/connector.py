@@ -58,8 +58,12 @@ class Connector(nn.Module):
         scale = spread / made.std(dim=0).clamp_min(1e-6)
         last.weight.mul_(scale[:, None])
         last.bias.copy_((last.bias - made.mean(dim=0)) * scale + mean)
+
+    @torch.no_grad()
+    def start_hidden(self, embeddings: Tensor) -> None:
+        """Starts the rows of hidden tokens with the mean and the spread of the language model's embeddings [V, D]."""
         if self.hidden is not None:
-            self.hidden.mul_(spread).add_(mean)
+            self.hidden.mul_(embeddings.float().std()).add_(embeddings.float().mean(dim=0))
 
     def forward(self, features: Tensor, places: Tensor | None = None) -> Tensor:
         """Features [..., F] of tokens at `places` [...] of their images; [..., n, F] of whole images without."""
