@@ -198,7 +198,7 @@ def test_activations_are_recomputed_whether_the_language_model_is_trained_or_not
         )
         method = build_training(recipe)
         counted: list[int] = []
-        method.model.decoder.layers[0].register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        method.model.decoder.layers[0].mlp.register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
         losses = method(method.build_batch([(0, 0, 0), (1, 1, 1)], seed=0))
         torch.stack([loss.total for loss in losses.values()]).sum().backward()
         gradients.append({name: p.grad for name, p in method.trainable_parameters().items()})
