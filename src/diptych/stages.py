@@ -18,7 +18,7 @@ def expand_stages(recipe: Recipe) -> list[Recipe]:
     if not recipe.stages:
         return [recipe]
     if recipe.method != "vpit":
-        raise ValueError(f"method {recipe.method} has no stages, since none of its runs starts from another's morph")
+        raise ValueError(f"method {recipe.method} has no stages; run its recipes one after the other")
     names = [stage.name for stage in recipe.stages]
     if len(set(names)) < len(names):
         raise ValueError(f"stages must have names of their own, got {', '.join(names)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from diptych.data.images import image_to_tensor, open_image
+from diptych.models.encoded_images import image_features
 from diptych.models.method import LossSum, Method
-from diptych.models.vpit_training import VPiTTraining
+from diptych.models.vpit_training import VPiTTraining, before_first_target, is_drawing
+from diptych.sequence import TextSpan
+from diptych.settings import DataConfig
 from diptych.train.loop import run_training
-from tiny_vpit import NUM_TOKENS, build_training, vpit_recipe, write_emblems
+from tiny_vpit import NUM_TOKENS, build_training, build_vpit, vpit_recipe, write_emblems
 
 READ, DRAW = 1, 0
 
@@ -213,3 +218,54 @@ def test_a_sample_longer_than_the_context_is_refused_by_name(data: Path) -> None
     method.model.language_model.config.max_position_embeddings = 12
     with pytest.raises(ValueError, match=r"draw\.jsonl.* more than the language model's context of 12"):
         method.build_batch([(0, 0, 0)], seed=0)
+
+
+def training_on(path: Path) -> VPiTTraining:
+    sources = DataConfig.model_validate({"sources": [{"path": str(path)}]})
+    return build_training(vpit_recipe().model_copy(update={"data": sources}))
+
+
+def write_lines(path: Path, *answers: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps({"messages": turns, "images": ["0.png"]}) + "\n" for turns in answers))
+    return path
+
+
+def test_free_running_similarity_is_measured_wherever_an_image_is_drawn(data: Path) -> None:
+    """Behind a lead-in, behind a system turn, as an edit; each after exactly what stands before it in training."""
+    asked, lead_in = {"role": "user", "content": "Draw it."}, {"role": "assistant", "content": "Here: <image>"}
+    path = write_lines(
+        data / "lead_in.jsonl", [asked, lead_in], [{"role": "system", "content": "Be brief."}, asked, lead_in]
+    )
+    method = training_on(path)
+    measured = method.measure(seed=0)
+    assert -1 <= measured["free_running_cosine"] <= 1
+    stream = method._stream(0, 0, False)
+    cut = before_first_target(stream)
+    assert cut is not None
+    prompt, image = cut
+    start = method.model.boundary_tokens.token_ids[0]
+    assert torch.equal(image, method.features.load(method.sources[0][0].images[0]))
+    assert stream.spans[: len(prompt.spans)] == prompt.spans
+    following = stream.spans[len(prompt.spans)]
+    assert isinstance(following, TextSpan)
+    assert following.token_ids == (start,)
+    assert is_drawing(method.sources[0][0])
+    assert is_drawing(method.sources[0][1])
+
+
+def test_text_that_spells_a_boundary_token_is_refused(data: Path) -> None:
+    turns = [{"role": "user", "content": "What is <image_start>?"}, {"role": "assistant", "content": "<image>"}]
+    path = write_lines(data / "spelt.jsonl", turns)
+    method = training_on(path)
+    with pytest.raises(ValueError, match=r"spelt\.jsonl.* spells a boundary token"):
+        method.build_batch([(0, 0, 0)], seed=0)
+
+
+def test_features_that_are_no_numbers_name_their_file(data: Path) -> None:
+    morph = build_vpit()
+    encode = morph.encoder.features
+    morph.encoder.features = lambda images: encode(images).masked_fill((images[:, :1, 0, 0] > 0)[..., None], torch.nan)
+    bright = [path for path in sorted(data.glob("*.png")) if float(image_to_tensor(open_image(path), 32)[0, 0, 0]) > 0]
+    features = image_features(morph.encoder, NUM_TOKENS, cache_dir=None)
+    with pytest.raises(ValueError, match=rf"{bright[0]}: .* not finite"):
+        features.prepare(str(path) for path in data.glob("*.png"))

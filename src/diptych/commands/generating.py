@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,10 +34,21 @@ def generate(
     image_guidance_scale: Annotated[
         float, typer.Option(help="Of an edit: above 1 keeps closer to the images given. Needs a morph trained for it.")
     ] = 1.0,
+    visual_guidance_scale: Annotated[
+        float, typer.Option(help="Of a VPiT morph: guidance of its visual tokens. Needs a morph trained for it.")
+    ] = 1.0,
     num_inference_steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="euler or heun; left out: as the morph was trained to be sampled.")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to guide away from.")] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a text answer at most.")] = 64,
+    do_sample: Annotated[
+        bool, typer.Option("--do-sample", help="Draw text at random; otherwise the likeliest token is taken.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="Of --do-sample: below 1 less random.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Of --do-sample: only tokens of this share of the probability.")] = 1.0,
     generation_mode: Annotated[
         Mode,
         typer.Option(
@@ -81,6 +93,11 @@ def generate(
         seed=seed,
         max_new_tokens=max_new_tokens,
         image_guidance_scale=image_guidance_scale,
+        visual_guidance_scale=visual_guidance_scale,
+        sampler=sampler,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_p=top_p,
     )
     texts = [part for part in parts if isinstance(part, str)]
     pictures = [part for part in parts if not isinstance(part, str)]
@@ -92,3 +109,5 @@ def generate(
         text = "\n".join(texts)
         (out / "text.txt").write_text(text + "\n", encoding="utf-8")
         print(text)
+    if not parts:
+        print("note: the answer is empty", file=sys.stderr)

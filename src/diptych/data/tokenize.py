@@ -225,8 +225,16 @@ def _add_clean_copies(spans: list[TextSpan | ImageSpan]) -> list[TextSpan | Imag
 
 
 def _add_boundaries(spans: list[TextSpan | ImageSpan], boundary_ids: tuple[int, int]) -> list[TextSpan | ImageSpan]:
-    """Each image between `<image_start>` and `<image_end>`, supervised where the image is a target."""
+    """Each image between `<image_start>` and `<image_end>`, supervised where the image is a target.
+
+    Raises ValueError for text that spells one of the two: it would be an image without its visual tokens.
+    """
     start, end = boundary_ids
+    if any(isinstance(span, TextSpan) and not {start, end}.isdisjoint(span.token_ids) for span in spans):
+        raise ValueError(
+            "the text spells a boundary token (vpit.image_start or vpit.image_end), which only an image may bring; "
+            "leave it out, or name other boundary tokens"
+        )
     out: list[TextSpan | ImageSpan] = []
     for span in spans:
         if isinstance(span, ImageSpan):

@@ -40,7 +40,8 @@ class EncodedImages:
         self._encoded: dict[str, Tensor] = {}
 
     def prepare(self, paths: Iterable[str]) -> None:
-        """Encodes, in batches, the files that are not encoded yet."""
+        """Encodes, in batches, the files that are not encoded yet. Raises ValueError, naming the file, for one of which
+        nothing can be made."""
         missing: list[tuple[str, str]] = []
         for path in sorted(set(paths) - self._encoded.keys()):
             name = hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -52,12 +53,24 @@ class EncodedImages:
         for start in range(0, len(missing), self.batch_size):
             chunk = missing[start : start + self.batch_size]
             images = torch.stack([image_to_tensor(open_image(path), self.image_size) for path, _ in chunk])
-            for (path, name), encoded in zip(chunk, self.encode(images).cpu(), strict=True):
+            for (path, name), encoded in zip(chunk, self._encode(images, [path for path, _ in chunk]), strict=True):
                 self._encoded[path] = encoded.clone()
                 if self.cache is not None:
                     self.cache.put(name, {"latent": self._encoded[path]})
         if missing and self.cache is not None:
             self.cache.flush()
+
+    def _encode(self, images: Tensor, paths: list[str]) -> Tensor:
+        """`encode`, whose ValueError is raised again with the name of the file that is to blame."""
+        try:
+            return self.encode(images).cpu()
+        except ValueError as error:
+            for path, image in zip(paths, images, strict=True):
+                try:
+                    self.encode(image[None])
+                except ValueError as own:
+                    raise ValueError(f"{path}: {own}") from error
+            raise
 
     def load(self, path: str) -> Tensor:
         if path not in self._encoded:

@@ -83,6 +83,7 @@ class Morph:
         num_images: int = 1,
         guidance_scale: float | None = None,
         image_guidance_scale: float = 1.0,
+        visual_guidance_scale: float = 1.0,
         num_inference_steps: int | None = None,
         sampler: str | None = None,
         negative_prompt: str = "",
@@ -101,6 +102,8 @@ class Morph:
         (objective.image_cond_dropout_prob).
         Raises ValueError for options out of range and for a conversation without a user turn.
         """
+        if visual_guidance_scale != 1.0:
+            raise ValueError("X-Fusion predicts no visual tokens to guide; its images follow guidance_scale")
         check_options(
             generation_mode=generation_mode,
             num_images=num_images,

@@ -103,7 +103,8 @@ class VPiTMorph:
         numbered = [part for answer in made for part in enumerate(p for p in answer if isinstance(p, Tensor))]
         numbers, images = [number for number, _ in numbered], [image for _, image in numbered]
         if images and self.pixel_decoder is None:
-            raise ValueError(NO_PIXEL_DECODER)
+            said = " ".join(part for answer in made for part in answer if isinstance(part, str))
+            raise ValueError(NO_PIXEL_DECODER + (f" (it said: {said})" if said else ""))
         pictures: list[list[Any]] = [[] for _ in images]
         for k in range(num_images if images else 0):
             drawn = self.pixel_decoder.decode(

@@ -17,6 +17,7 @@ from diptych.data.formats import Sample, naming_sample, read_sources
 from diptych.data.tokenize import build_sequence
 from diptych.models.encoded_images import image_features
 from diptych.models.frozen_layers import FormKey, FrozenLayers
+from diptych.models.interleaved_decoding import decode_interleaved
 from diptych.models.method import LossSum
 from diptych.models.vpit import Rows, Supervision, VPiT, build_rows, context_length, find_supervision
 from diptych.models.vpit_building import NUM_EMBEDDINGS, trained_parameters
@@ -26,7 +27,7 @@ from diptych.nn.boundary_tokens import embedded_rows
 from diptych.nn.chunked_loss import chunked_cross_entropy
 from diptych.nn.linear_head_loss import linear_head_cross_entropy
 from diptych.nn.visual_losses import visual_loss
-from diptych.sequence import Batch, pack
+from diptych.sequence import Batch, ImageSpan, pack
 from diptych.sequence import Sequence as Stream
 from diptych.settings import VPiTConfig
 
@@ -153,24 +154,28 @@ class VPiTTraining(nn.Module):
         return draw_image_grid(pictures, list(prompts), columns=min(8, len(prompts)))
 
     def measure(self, *, seed: int) -> dict[str, float]:
-        """`free_running_cosine`: generated visual tokens against the real ones, over training prompts."""
+        """`free_running_cosine`: generated visual tokens against the real ones, of the first image that is a target in
+        some of the training samples, after all that stands before it."""
         del seed
-        drawing = [
-            sample
-            for samples in self.sources
-            for sample in samples[:: max(1, len(samples) // NUM_MEASURED)]
-            if is_drawing(sample)
+        drawings = [
+            cut
+            for source, samples in enumerate(self.sources)
+            for index in range(0, len(samples), max(1, len(samples) // NUM_MEASURED))
+            if (cut := before_first_target(self._stream(source, index, False))) is not None
         ][:NUM_MEASURED]
-        if not drawing:
+        if not drawings:
             return {}
-        prompts = [[m for m in sample.messages if m.role != "assistant"] for sample in drawing]
-        conversations: list[Any] = [[{"role": m.role, "content": list(m.parts)} for m in turns] for turns in prompts]
-        made = self.morph.answer(conversations, generation_mode="image")
-        pairs = [(parts[0], self.features.load(sample.images[-1])) for parts, sample in zip(made, drawing, strict=True)]
-        cosines = [
-            (predicted.cpu() * real).sum(-1).mean() for predicted, real in pairs if isinstance(predicted, Tensor)
-        ]
-        return {"free_running_cosine": float(torch.stack(cosines).mean())}
+        answers = decode_interleaved(
+            self.model,
+            [prompt for prompt, _ in drawings],
+            stops=set(),
+            max_new_tokens=1,
+            generation_mode="image",
+            visual_input_dropout=self.recipe.vpit.visual_input_dropout,
+        )
+        made = torch.stack([piece for pieces in answers for piece in pieces if isinstance(piece, Tensor)]).cpu()
+        real = torch.stack([image for _, image in drawings])
+        return {"free_running_cosine": float((made * real).sum(-1).mean())}
 
     def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
         save_vpit(folder, self.morph, weights=weights)
@@ -202,7 +207,7 @@ def checkpoint_gradients(language_model: Any) -> None:
     """Recomputes activations in the backward pass, of a frozen language model too: Hugging Face does so in training
     mode alone, so its layers are put there, and what draws at random stays out."""
     frozen = not language_model.training
-    language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    language_model.activation_checkpointing_enable({"use_reentrant": False})
     if frozen:
         language_model.train()
         for module in language_model.modules():
@@ -245,9 +250,19 @@ def text_loss(model: VPiT, states: Tensor, labels: Tensor) -> Tensor:
     return chunked_cross_entropy(states, labels, model.text_logits, [*head.parameters(), *boundary.parameters()])
 
 
+def before_first_target(stream: Stream) -> tuple[Stream, Tensor] | None:
+    """What stands before the first target image and its boundary token, and the image [n, F]; None: it has none."""
+    for place, span in enumerate(stream.spans):
+        if isinstance(span, ImageSpan) and span.is_target:
+            return Stream(stream.spans[: place - 1]), span.image
+    return None
+
+
 def is_drawing(sample: Sample) -> bool:
-    """One request in text alone, answered with one image alone."""
-    if [message.role for message in sample.messages] != ["user", "assistant"]:
+    """One request in text alone (and system turns), answered with one image, whatever is said around it."""
+    roles = [message.role for message in sample.messages if message.role != "system"]
+    if roles != ["user", "assistant"]:
         return False
-    request, answer = (message.parts for message in sample.messages)
-    return all(isinstance(part, str) for part in request) and [isinstance(p, int) for p in answer] == [True]
+    *asked, answer = sample.messages
+    request = [part for message in asked for part in message.parts]
+    return all(isinstance(part, str) for part in request) and sum(isinstance(part, int) for part in answer.parts) == 1
