@@ -176,3 +176,27 @@ def test_settings_do_not_change_after_loading() -> None:
     recipe = build_recipe(MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.max_steps = 3  # type: ignore[misc]
+
+
+def test_overrides_reach_into_lists(tmp_path: Path) -> None:
+    """One key sets the ratio of two sources."""
+    settings = {**MINIMAL, "data": {"sources": [{"path": "a.jsonl"}, {"path": "b.jsonl"}]}}
+    recipe = load_recipe(write(tmp_path, settings), ["data.sources.1.weight=2"])
+    assert [source.weight for source in recipe.data.sources] == [1.0, 2.0]
+    with pytest.raises(ValueError, match="'2' is none of the list's 2 entries"):
+        load_recipe(write(tmp_path, settings), ["data.sources.2.weight=2"])
+
+
+@pytest.mark.parametrize(
+    "override", ["alignment={image_encoder: x, layer: 1}", "image_input={image_encoder: x}", "vision_tower.layers=[1]"]
+)
+def test_what_only_x_fusion_has_is_refused_elsewhere(tmp_path: Path, override: str) -> None:
+    name = override.partition("=")[0].partition(".")[0]
+    with pytest.raises(ValueError, match=f"{name} is of method xfusion"):
+        load_recipe(write(tmp_path, {**MINIMAL, "method": "vpit"}), [override])
+
+
+def test_more_drawings_than_all_cannot_be_learnt_without_their_condition(tmp_path: Path) -> None:
+    shares = ["objective.text_cond_dropout_prob=0.7", "objective.image_cond_dropout_prob=0.7"]
+    with pytest.raises(ValueError, match="more than all of them"):
+        load_recipe(write(tmp_path, MINIMAL), shares)

@@ -62,6 +62,15 @@ class Recipe(Settings):
     sample: SampleConfig = SampleConfig()
 
     @model_validator(mode="after")
+    def _means_what_its_method_knows(self) -> Recipe:
+        if self.method != "xfusion":
+            taken = {"vision_tower": VisionTowerConfig(), "alignment": None, "image_input": None}
+            for name, unset in taken.items():
+                if getattr(self, name) != unset:
+                    raise ValueError(f"{name} is of method xfusion; method {self.method} has none: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _checkpoints_where_it_can(self) -> Recipe:
         if self.train.gradient_checkpointing and self.method in ("xfusion", "autoencoder"):
             raise ValueError(
@@ -125,17 +134,24 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ValueError(f"override {override!r} is not key=value, such as train.max_steps=100")
-    target = settings
+    target: Any = settings
     *parents, last = key.split(".")
     for parent in parents:
-        child = target.setdefault(parent, {})
-        if not isinstance(child, dict):
+        child = target[_place(target, parent, override)] if isinstance(target, list) else target.setdefault(parent, {})
+        if not isinstance(child, (dict, list)):
             raise ValueError(f"override {override!r}: {parent!r} is a value, not a group of keys")
         target = child
     try:
-        target[last] = yaml.safe_load(value)
+        target[_place(target, last, override) if isinstance(target, list) else last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ValueError(f"override {override!r}: the value is not valid YAML: {error}") from error
+
+
+def _place(items: list[Any], part: str, override: str) -> int:
+    """The number of an entry of a list, as in data.sources.0.weight."""
+    if not part.isdecimal() or int(part) >= len(items):
+        raise ValueError(f"override {override!r}: {part!r} is none of the list's {len(items)} entries, counted from 0")
+    return int(part)
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

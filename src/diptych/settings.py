@@ -110,6 +110,15 @@ class ObjectiveConfig(Settings):
         default=0.0, ge=0, le=1, description="share of drawings learnt without text and without the request's images"
     )
 
+    @model_validator(mode="after")
+    def _leaves_something(self) -> ObjectiveConfig:
+        if self.text_cond_dropout_prob + self.image_cond_dropout_prob > 1:
+            raise ValueError(
+                "objective.text_cond_dropout_prob and image_cond_dropout_prob are shares of the same drawings: "
+                f"{self.text_cond_dropout_prob} and {self.image_cond_dropout_prob} are more than all of them"
+            )
+        return self
+
 
 class AlignmentConfig(Settings):
     """What the vision tower makes of an image at a middle layer is drawn to an image encoder's features (X-Fusion,

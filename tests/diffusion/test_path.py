@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diptych.diffusion.path import (
+    EARLIEST,
     PREDICTIONS,
     SCHEDULES,
     add_noise,
@@ -114,3 +115,18 @@ def test_times_have_the_density_that_is_named(density: str, mean_logit: float, s
 def test_an_unknown_density_is_refused() -> None:
     with pytest.raises(ValueError, match="cosine"):
         sample_times(1, density="cosine")
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_targets_are_numbers_at_the_earliest_time(prediction: str, schedule: str) -> None:
+    """ddpm_linear's velocity grows without bounds towards t = 0, where float32 loses 1 - a^2."""
+    data, noise, t = torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([EARLIEST])
+    target = prediction_target(data, noise, t, prediction=prediction, schedule=schedule)
+    exact = prediction_target(data.double(), noise.double(), t.double(), prediction=prediction, schedule=schedule)
+    torch.testing.assert_close(target.double(), exact, rtol=1e-4, atol=1e-6)
+
+
+def test_no_time_is_earlier_than_the_earliest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda num, generator: torch.zeros(num))
+    assert sample_times(3, density="uniform").tolist() == [pytest.approx(EARLIEST)] * 3

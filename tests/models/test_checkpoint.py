@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -265,3 +266,32 @@ def test_a_language_model_that_cannot_be_routed_is_refused_by_name() -> None:
             autoencoder=FakeAutoencoder(),
             cached=False,
         )
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "says"),
+    [
+        ({"vision_tower": {"layers": [0, 1]}}, {"vision_tower": {"layers": [1, 2]}}, "layers"),
+        ({"vision_tower": {"layer_design": "gated"}}, {"vision_tower": {"layer_design": "projection"}}, "layer_design"),
+        ({"objective": {"prediction": "epsilon"}}, {}, "prediction"),
+        ({"objective": {"schedule": "ddpm_cosine"}}, {}, "schedule"),
+    ],
+)
+def test_a_tower_that_would_mean_something_else_is_refused(
+    tmp_path: Path, earlier: dict[str, Any], later: dict[str, Any], says: str
+) -> None:
+    save_morph(tmp_path, build_tiny_morph(**earlier))
+    tower = later.get("vision_tower", {}) | {"init_from": str(tmp_path)}
+    with pytest.raises(ValueError, match=rf"init_from .* has .*{says}.*keep it"):
+        build_tiny_morph(**(later | {"vision_tower": tower}))
+
+
+def test_the_single_tower_leaves_a_language_model_that_it_is_given_as_it_is(tmp_path: Path) -> None:
+    language = build_language()
+    before = {name: tensor.clone() for name, tensor in language.model.state_dict().items()}
+    save_morph(tmp_path, build_tiny_morph(vision_tower={"layer_design": "single"}))
+    loaded = load_morph(tmp_path, language_model=language)
+    for name, tensor in language.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    ids = torch.tensor([[5, 6, 7]])
+    assert not torch.equal(loaded.text_logits(ids), language.model(input_ids=ids).logits)

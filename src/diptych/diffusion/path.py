@@ -20,6 +20,7 @@ from torch import Tensor
 BETA_START, BETA_END = 0.1, 20.0
 SCHEDULES = ("flow", "ddpm_cosine", "ddpm_linear")
 PREDICTIONS = ("velocity", "epsilon", "data")
+EARLIEST = 1e-5
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def place_on_path(t: Tensor, like: Tensor, schedule: str = "flow") -> Place:
         return Place(angle.cos(), angle.sin(), -math.pi / 2 * angle.sin(), math.pi / 2 * angle.cos())
     if schedule == "ddpm_linear":
         slope = BETA_END - BETA_START
-        a = (-0.5 * (BETA_START * t + 0.5 * slope * t.square())).exp()
-        s = (1 - a.square()).clamp_min(0).sqrt()
+        log_a = -0.5 * (BETA_START * t + 0.5 * slope * t.square())
+        a, s = log_a.exp(), (-torch.expm1(2 * log_a)).sqrt()
         a_slope = -0.5 * (BETA_START + slope * t) * a
         return Place(a, s, a_slope, -a * a_slope / s)
     raise ValueError(f"unknown schedule {schedule!r}; choose one of: {', '.join(SCHEDULES)}")
@@ -117,14 +118,17 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
 
 
 def sample_times(num: int, *, density: str, shift: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """Times in (0, 1): [num]. density: logit_normal (the sigmoid of a standard normal) or uniform."""
+    """Times in (0, 1): [num]. density: logit_normal (the sigmoid of a standard normal) or uniform.
+
+    None is nearer to 0 than EARLIEST, since there a velocity may have no bounds.
+    """
     if density == "logit_normal":
         t = torch.sigmoid(torch.randn(num, generator=generator))
     elif density == "uniform":
         t = torch.rand(num, generator=generator)
     else:
         raise ValueError(f"unknown timestep_sampling {density!r}; choose logit_normal or uniform")
-    return shift_time(t, shift)
+    return shift_time(t.clamp_min(EARLIEST), shift)
 
 
 def time_grid(num_steps: int, *, shift: float = 1.0, start: float = 1.0) -> Tensor:

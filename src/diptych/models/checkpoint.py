@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from diptych.models.morph_files import (
     load_tensors,
     read_config,
     read_recipe,
+    tensor_names,
     write_morph_files,
 )
 from diptych.models.xfusion_building import build_xfusion
@@ -38,6 +41,8 @@ from diptych.nn.towers.vision_tower import VisionTower
 
 TRANSFORMER = "diffusion_transformer"
 """In a morph's config: the config of the transformer that its vision tower was made of."""
+ALIGNED = "aligned_width"
+"""In a morph's config: of the features that its vision tower was aligned to; the encoder itself is needed no more."""
 
 
 def build_morph(
@@ -47,16 +52,20 @@ def build_morph(
     autoencoder: Any = None,
     encoder: Any = None,
     transformer_config: dict[str, Any] | None = None,
+    aligned_width: int | None = None,
     cached: bool = True,
 ) -> Morph:
     """An untrained morph of this recipe. `language`, `autoencoder`, `encoder` (of `image_input`): in place of those
     that the recipe names. `transformer_config`: that of its diffusion transformer, whose weights are then not loaded.
+    `aligned_width`: of the features that the tower is aligned to, if the encoder need not be asked.
 
     Raises ValueError for whatever is missing or does not fit; for a family that cannot be routed before its weights are
     fetched.
     """
     if language is None:
         _check_family(recipe)
+    elif recipe.vision_tower.layer_design == "single":
+        language = replace(language, model=copy.deepcopy(language.model))  # whoever gave it keeps it as it is
     language = language or load_language_model(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
     autoencoder = autoencoder or load_image_space(recipe.autoencoder)
     if recipe.image_input is not None and encoder is None:
@@ -83,10 +92,13 @@ def build_morph(
         language_hash=language.hash,
         cache_dir=cache_dir,
         pretrained=pretrained,
+        aligned_width=aligned_width,
     )
     if recipe.vision_tower.init_from is not None:
         hashes = {"language_model": language.hash, "autoencoder": autoencoder.hash}
-        _start_from(model.vision_tower, find_morph(recipe.vision_tower.init_from), hashes)
+        if encoder is not None:
+            hashes["image_encoder"] = encoder.hash
+        _start_from(model.vision_tower, recipe, find_morph(recipe.vision_tower.init_from), hashes)
     device = compute_device()
     language.model.to(device)
     autoencoder.to(device)
@@ -104,15 +116,31 @@ def build_morph(
     )
 
 
-def _start_from(tower: VisionTower, folder: Path, hashes: dict[str, str]) -> None:
+def _start_from(tower: VisionTower, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
+    """Puts an earlier morph's tower into this one. Raises ValueError where the same tensors would mean something else:
+    other layers, another design, schedule, prediction or image input. An alignment may come or go."""
     config = read_config(folder / CONFIG)
     earlier = build_recipe(config["recipe"], origin=str(folder / CONFIG))
     if earlier.method != "xfusion":
         raise ValueError(f"vision_tower.init_from {folder} is of method {earlier.method}; give a morph of xfusion")
-    wanted = {part: config["hashes"][part] for part in hashes}
+    for group, key in (
+        ("vision_tower", "layer_design"),
+        ("vision_tower", "x_fuse"),
+        ("vision_tower", "layers"),
+        ("objective", "schedule"),
+        ("objective", "prediction"),
+    ):
+        theirs, own = (getattr(getattr(one, group), key) for one in (earlier, recipe))
+        if key == "layers":
+            theirs, own = (list(tower.layers) if layers is None else list(layers) for layers in (theirs, own))
+        if theirs != own:
+            raise ValueError(f"vision_tower.init_from {folder} has {group}.{key} {theirs}, not {own} as here; keep it")
+    wanted = {part: str(config["hashes"].get(part)) for part in hashes | config["hashes"]}
     names = {"language_model": earlier.language_model, "autoencoder": earlier.autoencoder}
     check_hashes(folder, wanted, hashes, names)
-    load_tensors(dict(tower.named_parameters()), folder / WEIGHTS, sha256=config["weights_sha256"])
+    tensors = dict(tower.named_parameters())
+    optional = {name for name in tensors.keys() | tensor_names(folder / WEIGHTS) if name.startswith("alignment.")}
+    load_tensors(tensors, folder / WEIGHTS, sha256=config["weights_sha256"], optional=optional)
 
 
 def _check_family(recipe: Recipe) -> None:
@@ -126,7 +154,9 @@ def _check_family(recipe: Recipe) -> None:
 def save_morph(folder: str | Path, morph: Morph, *, weights: dict[str, Tensor] | None = None) -> None:
     """Writes a morph. `weights`: these tensors (averaged ones, say) in place of the present ones."""
     tensors = weights if weights is not None else dict(morph.model.vision_tower.named_parameters())
-    more = {} if morph.transformer_config is None else {TRANSFORMER: morph.transformer_config}
+    more: dict[str, Any] = {} if morph.transformer_config is None else {TRANSFORMER: morph.transformer_config}
+    if morph.model.vision_tower.alignment is not None:
+        more[ALIGNED] = morph.model.vision_tower.alignment.feature_dim
     write_morph_files(folder, tensors, recipe=morph.recipe, hashes=morph.frozen_hashes(), **more)
 
 
@@ -159,7 +189,13 @@ def load_morph(
     language = find_language(folder, config, recipe, language_model)
     tower = recipe.vision_tower.model_copy(update={"init_from": None})
     recipe = recipe.model_copy(update={"vision_tower": tower})
-    morph = build_morph(recipe, language=language, transformer_config=config.get(TRANSFORMER), cached=False)
+    morph = build_morph(
+        recipe,
+        language=language,
+        transformer_config=config.get(TRANSFORMER),
+        aligned_width=config.get(ALIGNED),
+        cached=False,
+    )
     names = {"language_model": recipe.language_model, "autoencoder": recipe.autoencoder}
     if recipe.image_input is not None:
         names["image_encoder"] = recipe.image_input.image_encoder

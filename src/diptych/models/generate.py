@@ -112,6 +112,14 @@ class Morph:
             temperature=temperature,
             top_p=top_p,
         )
+        trained_without_text = self.recipe.objective.text_cond_dropout_prob > 0
+        if guidance_scale is None:
+            guidance_scale = self.recipe.sample.guidance_scale if trained_without_text else 1.0
+        elif guidance_scale != 1.0 and not trained_without_text:
+            raise ValueError(
+                f"guidance_scale {guidance_scale:g} needs a morph trained with objective.text_cond_dropout_prob above "
+                "0; this one knows no image without its text: set it to 1"
+            )
         parsed = [self._parse(messages) for messages in conversations]
         draws = [generation_mode == "image" or (generation_mode == "auto" and not one.latents) for one in parsed]
         answers: list[list[Part]] = [[] for _ in parsed]
@@ -120,7 +128,7 @@ class Morph:
             chunk = jobs[start : start + max_batch_size]
             drawn = self._draw(
                 [(parsed[index], k) for index, k in chunk],
-                scale=self.recipe.sample.guidance_scale if guidance_scale is None else guidance_scale,
+                scale=guidance_scale,
                 image_scale=image_guidance_scale,
                 num_steps=num_inference_steps or self.recipe.sample.num_inference_steps,
                 sampler=sampler or self.recipe.sample.sampler,

@@ -28,10 +28,12 @@ def build_xfusion(
     language_hash: str = "",
     cache_dir: Path | None = None,
     pretrained: PretrainedTower | None = None,
+    aligned_width: int | None = None,
 ) -> XFusionModel:
     """Builds the model around a frozen language model. Widths that the recipe leaves out are the language model's.
 
     pretrained: the diffusion transformer that the recipe names, taken apart; it has its own widths.
+    aligned_width: of the features that `alignment` aligns to; None: its encoder's config is read.
     cache_dir: where frozen text states are kept; None: computed anew for every batch.
     Raises ValueError for a family that cannot be routed, layers that do not exist, and sizes that do not divide.
     """
@@ -96,7 +98,7 @@ def build_xfusion(
         vision_tower.read_features(_feature_dim(recipe.image_input))
     if recipe.alignment is not None:
         wanted = recipe.alignment
-        vision_tower.align(wanted.layer, _feature_dim(wanted), projector=wanted.projector)
+        vision_tower.align(wanted.layer, aligned_width or _feature_dim(wanted), projector=wanted.projector)
     cache = None
     if cache_dir is not None:
         cache = TensorCache(

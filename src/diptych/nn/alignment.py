@@ -15,6 +15,7 @@ class AlignmentHead(nn.Module):
         super().__init__()
         if projector not in PROJECTORS:
             raise ValueError(f"unknown projector {projector!r}; choose one of: {', '.join(PROJECTORS)}")
+        self.feature_dim = feature_dim
         if projector == "linear":
             self.layers: nn.Module = nn.Linear(width, feature_dim)
         else:
