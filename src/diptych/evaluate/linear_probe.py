@@ -39,6 +39,11 @@ def tower_states(morph: Any, images: Tensor, *, noise: float = 0.0, seed: int = 
     if not hasattr(model, "vision_tower"):
         raise ValueError("this morph has no vision tower to probe; give one of method xfusion")
     tower: Any = model.vision_tower
+    if morph.recipe.image_input is not None and not noise:
+        raise ValueError(
+            "this morph reads clean images as features of an image encoder, not as latents; probe what it makes of "
+            "noised ones, as it does when it draws (noise above 0)"
+        )
     latents = morph.autoencoder.encode(images.to(morph.device))
     drawn = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
     t = torch.full((len(latents),), noise, device=latents.device)

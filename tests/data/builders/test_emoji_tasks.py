@@ -26,7 +26,7 @@ from diptych.data.builders.emoji_scenes import (
     recolour,
     scatter,
 )
-from diptych.data.builders.emoji_tasks import TASKS, box_overlap, build_emoji_tasks, parse_box
+from diptych.data.builders.emoji_tasks import LEAST_CHANGE, TASKS, box_overlap, build_emoji_tasks, parse_box
 from diptych.data.formats import Sample, read_samples
 from emoji_packages import NAMES, entry, write_packages
 
@@ -117,6 +117,7 @@ def test_edits_are_what_was_asked_for(emoji: Path, tasks: Path) -> None:
                 changed, np.asarray(recolour(Image.fromarray(shown.astype("uint8")), sample.meta["colour"]))
             )
             assert sample.meta["colour"] in request
+            assert np.square((shown.astype(float) - changed) / 255).mean() >= LEAST_CHANGE, "no edit that nobody sees"
         else:
             columns = {"to the left": (0, 20), "to the right": (40, 60)}.get(sample.meta["side"], (20, 40))
             rows = {"above": (0, 20), "below": (40, 60)}.get(sample.meta["side"], (20, 40))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from diptych.data.builders.data_card import DataCard, building, is_built, read_card, write_card
@@ -40,8 +41,10 @@ TASKS = {
 }
 PREFIXES = ("train", "held_out")
 NUMBER_WORDS = ("none", "one", "two", "three", "four")
+LEAST_CHANGE = 0.004
+"""Mean square by which a picture in another colour differs from before, of a range of 1: less is hardly seen."""
 CORNERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
-_BUILDER_VERSION = 1
+_BUILDER_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -135,13 +138,15 @@ def edit(pool: Pool, chance: random.Random, size: int) -> Task:
     name, style = chance.choice(pool.names), chance.choice(sorted(STYLE_WORDS))
     picture = pool.picture(name, style).resize((size, size), Image.Resampling.LANCZOS)
     meta = {"kind": kind, "concept": name, "style": style}
-    if kind == "style":
+    changed = _another_colour(picture, chance) if kind == "colour" else None
+    if changed is not None:
+        colour, answer = changed
+        return Task(picture, f"Make it {colour}.", answer, meta | {"colour": colour})
+    if kind in ("style", "colour"):
+        meta["kind"] = "style"
         other = next(word for word in STYLE_WORDS if word != style)
         answer = pool.picture(name, other).resize((size, size), Image.Resampling.LANCZOS)
         return Task(picture, f"Redraw it in {STYLE_WORDS[other]} style.", answer, meta)
-    if kind == "colour":
-        colour = chance.choice(sorted(HUES))
-        return Task(picture, f"Make it {colour}.", recolour(picture, colour), meta | {"colour": colour})
     side = chance.choice(sorted(SIDES))
     other = chance.choice([one for one in pool.names if one != name])
     before = [Placed(name, picture, cell_box(1, 1, cells=3))]
@@ -150,6 +155,16 @@ def edit(pool: Pool, chance: random.Random, size: int) -> Task:
     return Task(
         draw_scene(before, size), request, draw_scene([*before, added], size), meta | {"added": other, "side": side}
     )
+
+
+def _another_colour(picture: Image.Image, chance: random.Random) -> tuple[str, Image.Image] | None:
+    """A colour and the picture in it, plainly another one than before; None if it has no colour to change."""
+    for colour in chance.sample(sorted(HUES), len(HUES)):
+        answer = recolour(picture, colour)
+        before, after = (np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in (picture, answer))
+        if float(np.square(before - after).mean()) >= LEAST_CHANGE:
+            return colour, answer
+    return None
 
 
 def paint(pool: Pool, chance: random.Random, size: int) -> Task:
