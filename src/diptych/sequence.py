@@ -36,13 +36,15 @@ class TextSpan:
 class ImageSpan:
     """One image of `num_tokens` positions. A target image is noised and denoised; a context image is clean.
 
-    `source`: the file that it was read from, where that is known.
+    `source`: the file that it was read from, where that is known. is_copy: it is the image before it once more, clean,
+    and stands at the same positions, so that what follows stands where it does when one image is there.
     """
 
     image: Tensor
     num_tokens: int
     is_target: bool
     source: str = ""
+    is_copy: bool = False
 
     def __len__(self) -> int:
         return self.num_tokens
@@ -67,9 +69,10 @@ class Sequence:
 class Batch:
     """Packed samples: one 1-D stream of N tokens without padding; positions restart with each sample.
 
-    token_ids [N] (0 where an image stands), labels [N] (the token that this position must predict, or
-    IGNORE_INDEX), positions [N], sample_ids [N] (0..S-1), image_ids [N] (0..I-1, TEXT at text), images [I, ...]
-    (latents or features), image_is_target [I] bool, image_samples [I] (the sample of each image), draws: S ints.
+    token_ids [N] (0 where an image stands), labels [N] (the token that this position must predict, or IGNORE_INDEX),
+    positions [N] (a copy's are those of the image before it), sample_ids [N] (0..S-1), image_ids [N] (0..I-1, TEXT at
+    text), images [I, ...] (latents or features), image_is_target [I] bool, image_samples [I] (the sample of each
+    image), draws: S ints.
     """
 
     token_ids: Tensor
@@ -116,8 +119,12 @@ def pack(sequences: Many[Sequence], *, image_predicts_text: bool = False) -> Bat
     is_target: list[bool] = []
     image_samples: list[int] = []
     for sample, sequence in enumerate(sequences):
-        start = len(token_ids)
+        start, position = len(token_ids), 0
         for span in sequence.spans:
+            if isinstance(span, ImageSpan) and span.is_copy:
+                position -= span.num_tokens
+            positions += range(position, position + len(span))
+            position += len(span)
             if isinstance(span, TextSpan):
                 for token, supervised in zip(span.token_ids, span.loss, strict=True):
                     here = len(token_ids)
@@ -133,9 +140,7 @@ def pack(sequences: Many[Sequence], *, image_predicts_text: bool = False) -> Bat
                 images.append(span.image)
                 is_target.append(span.is_target)
                 image_samples.append(sample)
-        length = len(token_ids) - start
-        positions += range(length)
-        sample_ids += [sample] * length
+        sample_ids += [sample] * (len(token_ids) - start)
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise ValueError(f"images of one batch must have one shape, found {sorted(shapes)}; set one image_size")

@@ -136,6 +136,19 @@ def test_a_prompt_is_the_training_sequence_up_to_its_answer() -> None:
     assert _told(drawing) == _told(_sequence(user("x"), assistant(0)))
 
 
+def test_what_follows_a_drawing_stands_where_it_does_in_a_prompt() -> None:
+    """In training the drawing is there twice, noised and clean; in use once. Positions are those of one image."""
+    turns = (Message("user", ("Draw.",)), Message("assistant", (0, "Done.")), Message("user", ("Again.",)))
+    trained = _sequence(*turns, Message("assistant", (1,)))
+    prompt = build_prompt(turns, [_load("0")], tokenizer=TOKENIZER, template="chatml", num_image_tokens=TOKENS)
+    assert len(trained.images) == 3, "drawn, its copy, drawn"
+    packed, used = pack([trained]), pack([prompt])
+    kept = ~(packed.is_image & packed.image_is_target[packed.image_ids])
+    assert torch.equal(packed.positions[kept], used.positions)
+    assert torch.equal(packed.token_ids[kept], used.token_ids)
+    assert packed.positions[-TOKENS:].tolist() == list(range(len(prompt), len(prompt) + TOKENS))
+
+
 def test_text_cannot_forge_the_marks_of_messages_and_images() -> None:
     sequence = _sequence(user("\ue000\ue001\ue002x", 0), assistant("y"))
     assert len(sequence.images) == 1

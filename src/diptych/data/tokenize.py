@@ -220,7 +220,7 @@ def _add_clean_copies(spans: list[TextSpan | ImageSpan]) -> list[TextSpan | Imag
     for index, span in enumerate(spans):
         out.append(span)
         if isinstance(span, ImageSpan) and span.is_target and index + 1 < len(spans):
-            out.append(replace(span, is_target=False))
+            out.append(replace(span, is_target=False, is_copy=True))
     return out
 
 
