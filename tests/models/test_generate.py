@@ -12,6 +12,13 @@ from PIL import Image
 from diptych.models.generate import Morph
 from tiny_xfusion import FAMILIES, build_language, build_tiny_morph
 
+DESIGNS: list[dict[str, Any]] = [
+    {},
+    {"layer_design": "gated"},
+    {"layer_design": "projection"},
+    {"layer_design": "single"},
+    {"x_fuse": "both"},
+]
 MORPH = build_tiny_morph()
 PICTURE = Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=numpy.uint8))
 
@@ -51,6 +58,22 @@ def test_batched_drawing_equals_one_by_one() -> None:
         assert len(answer) == len(alone) == len(other) == 2
         assert all(_close(a, b) and _close(a, c) for a, b, c in zip(answer, alone, other, strict=True))
         assert not _close(*answer), "image k has noise of its own"
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_several_pictures_of_one_prompt_read_it_once_and_are_those_drawn_alone(design: dict[str, Any]) -> None:
+    morph = build_tiny_morph(vision_tower={"patch_size": 2, **design})
+    together = morph.generate(_ask("like this", PICTURE), generation_mode="image", num_images=3)
+    computed = morph.model.text_states.num_computed
+    for k, picture in enumerate(together):
+        alone = morph.generate_batch(
+            [_ask("like this", PICTURE)], generation_mode="image", num_images=k + 1, max_batch_size=1
+        )[0][k]
+        assert _close(picture, alone)
+    morph.generate(_ask("like this", PICTURE), generation_mode="image", num_images=1)
+    before = morph.model.text_states.num_computed
+    morph.generate(_ask("like this", PICTURE), generation_mode="image", num_images=1)
+    assert computed == morph.model.text_states.num_computed - before, "as many text tokens for three as for one"
 
 
 def test_a_seed_is_a_picture() -> None:

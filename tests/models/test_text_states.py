@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from diptych.data.tensor_cache import TensorCache
@@ -97,3 +99,13 @@ def test_text_to_image_with_known_captions_never_runs_the_text_tower(tmp_path: P
     velocity, _ = model(batch, build_plan(batch), torch.randn(1, 4, 4, 4), torch.rand(1))
     velocity.sum().backward()
     assert calls == []
+
+
+@pytest.mark.parametrize("design", [{}, {"layer_design": "gated"}, {"layer_design": "projection"}, {"x_fuse": "text"}])
+def test_a_prompt_goes_through_the_language_model_once(design: dict[str, Any]) -> None:
+    """Whoever reads it: an image's keys and values, the pooled text, the text of a layer that both share."""
+    model = build_xfusion(**design)
+    prompt = Sequence((text(5, 6, 7), image(model, is_target=True)))
+    batch = pack([prompt])
+    model.text_states.gather(batch, model.plan(batch))
+    assert model.text_states.num_computed == 3

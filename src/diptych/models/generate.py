@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from diptych.models.drawing import draw_latents, guided_forms
 from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.connector import reduce_tokens
 from diptych.sequence import ImageSpan
+from diptych.sequence import Sequence as Stream
 
 
 class Morph:
@@ -126,8 +127,11 @@ class Morph:
         jobs = [(index, k) for index, drawn in enumerate(draws) if drawn for k in range(num_images)]
         for start in range(0, len(jobs), max_batch_size):
             chunk = jobs[start : start + max_batch_size]
+            numbers: dict[int, list[int]] = {}
+            for index, k in chunk:
+                numbers.setdefault(index, []).append(k)
             drawn = self._draw(
-                [(parsed[index], k) for index, k in chunk],
+                [(parsed[index], own) for index, own in numbers.items()],
                 scale=guidance_scale,
                 image_scale=image_guidance_scale,
                 num_steps=num_inference_steps or self.recipe.sample.num_inference_steps,
@@ -159,7 +163,7 @@ class Morph:
 
     def _draw(
         self,
-        jobs: list[tuple[Request, int]],
+        jobs: list[tuple[Request, list[int]]],
         *,
         scale: float,
         image_scale: float,
@@ -168,7 +172,8 @@ class Morph:
         negative_prompt: str,
         seed: int,
     ) -> list[Image.Image]:
-        """Samples one image per job. All guidance shares a batch; clean states come once."""
+        """Samples for each request an image of each of its numbers, which stand behind one prompt and do not see each
+        other. All guidance shares a batch; clean states come once."""
         tower = self.model.vision_tower
         embedder = tower.embedder
         shape = (embedder.latent_channels, embedder.latent_size, embedder.latent_size)
@@ -180,7 +185,10 @@ class Morph:
             for request, _ in jobs
         ]
         prompts = [
-            [self._prompt(form, request.latents, then=target) for form, (request, _) in zip(column, jobs, strict=True)]
+            [
+                _repeat_target(self._prompt(form, request.latents, then=target), len(numbers))
+                for form, (request, numbers) in zip(column, jobs, strict=True)
+            ]
             for column in zip(*forms, strict=True)
         ]
         features = [
@@ -194,7 +202,7 @@ class Morph:
         latents = draw_latents(
             self.model,
             prompts,
-            torch.stack([torch.randn(shape, generator=_generator(seed, k)) for _, k in jobs]),
+            torch.stack([torch.randn(shape, generator=_generator(seed, k)) for _, numbers in jobs for k in numbers]),
             objective=self.recipe.objective,
             guidance_scale=scale,
             image_guidance_scale=image_scale,
@@ -232,6 +240,13 @@ class Request:
     messages: tuple[Message, ...]
     latents: list[Tensor]
     features: list[Tensor]
+
+
+def _repeat_target(prompt: Stream, times: int) -> Stream:
+    """The image to be drawn at the end of a prompt, several times at the same place."""
+    target = prompt.spans[-1]
+    assert isinstance(target, ImageSpan)
+    return Stream((*prompt.spans, *[replace(target, is_copy=True)] * (times - 1)))
 
 
 def _generator(seed: int, image: int) -> torch.Generator:

@@ -51,8 +51,13 @@ class TextStates:
         prefix_runs, _ = self._runs(batch, plan.prefix)
         live_prefix_runs, front_samples = self._runs(batch, plan.live_prefix)
         live_runs, live_samples = self._runs(batch, plan.live)
-        prefix = self._states(prefix_runs, self.layers, device)
         live_prefix = self._states(live_prefix_runs, self.every, device)
+        # What live text reads of a run holds what images read of it.
+        known = dict(zip(live_prefix_runs, live_prefix, strict=True))
+        others = [run for run in prefix_runs if run not in known]
+        found = dict(zip(others, self._states(others, self.layers, device), strict=True))
+        at_blocks = [layer - self.first for layer in self.layers]
+        prefix = [known[run][at_blocks] if run in known else found[run] for run in prefix_runs]
         live = []
         if live_runs and self.first == 0:  # nothing has happened to the embeddings yet
             live = [self.tower.embed(batch.token_ids[plan.live])[None]]
