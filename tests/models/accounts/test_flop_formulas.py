@@ -20,7 +20,10 @@ READ = [("text", 3), ("context", 1), ("text", 5), ("answer", 4)]
 EDIT = [("text", 4), ("context", 1), ("text", 6), ("target", 1)]
 
 
-def count(model: Any, shapes: list[list[tuple[str, int]]]) -> tuple[float, float, float, dict[str, Any], float]:
+def count(
+    model: Any, shapes: list[list[tuple[str, int]]], features: torch.Tensor | None = None
+) -> tuple[float, float, float, dict[str, Any], float]:
+    """features [Ic, patches, F]: of context images, where the tower reads them."""
     batch = pack(build_streams(shapes, model))
     plan, (noised, t) = model.plan(batch), noise_of(batch)
     formula: Any = fused_step_flops if isinstance(model, FusedXFusion) else step_flops
@@ -28,8 +31,10 @@ def count(model: Any, shapes: list[list[tuple[str, int]]]) -> tuple[float, float
         frozen = model.text_states.gather(batch, plan)
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward_counter:
-            velocity, logits = model(batch, plan, noised, t, frozen)
-            loss = sum((out.float().square().sum() for out in (velocity, logits) if out is not None), torch.zeros(()))
+            out = model.outputs(batch, plan, noised, t, frozen, context_features=features)
+            aligned = [states for states in (out.context_states, out.target_states) if states is not None]
+            made = [out.velocity, out.logits, *(model.vision_tower.predict_features(states) for states in aligned)]
+            loss = sum((one.float().square().sum() for one in made if one is not None), torch.zeros(()))
         with FlopCounterMode(display=False) as backward_counter:
             loss.backward()
     return (
@@ -74,6 +79,27 @@ def test_formulas_of_every_design_equal_the_counter(
     language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
     model = build_xfusion(symmetric=symmetric, language=language, layers=(0, 1, 2, 3), **design)
     forward, backward, _, parts, _ = count(model, [shape] * 4)
+    assert sum(part.forward for part in parts.values()) == pytest.approx(forward, rel=0.03)
+    assert sum(part.backward for part in parts.values()) == pytest.approx(backward, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [DRAW, READ, EDIT], ids=["draw", "read", "edit"])
+@pytest.mark.parametrize("projector", ["linear", "mlp3"])
+def test_formulas_count_the_alignment(projector: str, shape: list[tuple[str, int]]) -> None:
+    language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
+    model = build_xfusion(symmetric=False, language=language)
+    model.vision_tower.align(1, 32, projector=projector)
+    forward, backward, _, parts, _ = count(model, [shape] * 4)
+    assert sum(part.forward for part in parts.values()) == pytest.approx(forward, rel=0.03)
+    assert sum(part.backward for part in parts.values()) == pytest.approx(backward, rel=0.03)
+
+
+def test_formulas_count_features_in_place_of_latents() -> None:
+    language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
+    model = build_xfusion(symmetric=False, language=language)
+    model.vision_tower.read_features(256)
+    features = torch.randn(4, model.vision_tower.embedder.num_patches, 256)
+    forward, backward, _, parts, _ = count(model, [EDIT] * 4, features)
     assert sum(part.forward for part in parts.values()) == pytest.approx(forward, rel=0.03)
     assert sum(part.backward for part in parts.values()) == pytest.approx(backward, rel=0.03)
 

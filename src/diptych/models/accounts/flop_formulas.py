@@ -84,7 +84,16 @@ def frozen_text_flops(model: XFusionModel, batch: Batch, plan: RoutingPlan) -> F
     samples = batch.sample_ids
     total = Flops()
     before_live = torch.cat((plan.live_prefix, plan.live))
-    depths = ((plan.prefix, last), (plan.live_prefix, model.text_tower.num_layers - 1), (before_live, first))
+    # What live text reads of a sample holds what images read of it, where both read the same.
+    both = [
+        sample
+        for sample in samples[plan.prefix].unique().tolist()
+        if torch.equal(
+            plan.prefix[samples[plan.prefix] == sample], plan.live_prefix[samples[plan.live_prefix] == sample]
+        )
+    ]
+    others = plan.prefix[~torch.isin(samples[plan.prefix], torch.tensor(both, device=samples.device))]
+    depths = ((others, last), (plan.live_prefix, model.text_tower.num_layers - 1), (before_live, first))
     for rows, depth in depths:
         if rows.numel():
             pairs = float(samples[rows].unique(return_counts=True)[1].square().sum())
@@ -137,7 +146,16 @@ def embedder_and_head_flops(model: XFusionModel, batch: Batch) -> Flops:
     vision: Any = model.vision_tower
     embedder, head = vision.embedder, vision.head
     num_targets = int(batch.image_is_target.sum())
-    total = linear_flops(batch.num_images * embedder.num_patches, embedder.linear.weight.numel(), input_gradient=False)
+    num_latents, features = batch.num_images, vision.feature_embedder
+    total = Flops()
+    if features is not None:
+        num_latents, num_read = num_targets, batch.num_images - num_targets
+        weights = features.linear.weight.numel()
+        total += linear_flops(num_read * embedder.num_patches, weights, input_gradient=False)
+    total += linear_flops(num_latents * embedder.num_patches, embedder.linear.weight.numel(), input_gradient=False)
+    if vision.alignment is not None:
+        weights = sum(module.weight.numel() for module in vision.alignment.modules() if isinstance(module, nn.Linear))
+        total += _trained(batch.num_images * embedder.num_patches, weights)
     first, second = (module for module in vision.time.mlp if isinstance(module, nn.Linear))
     total += linear_flops(batch.num_images, first.weight.numel(), input_gradient=False)
     total += _trained(batch.num_images, second.weight.numel())
