@@ -195,6 +195,17 @@ def test_a_contact_sheet_of_a_small_data_set(tmp_path: Path) -> None:
         assert sheet.width > 16
 
 
+def test_inspect_writes_its_numbers(tmp_path: Path) -> None:
+    recipe = Path(__file__).parent.parent / "recipes" / "autoencoder.yaml"
+    result = call("inspect", str(recipe), "--gflops", "100", "--out", str(tmp_path / "deep" / "account.json"))
+    assert result.exit_code == 0, result.stderr
+    (account,) = json.loads((tmp_path / "deep" / "account.json").read_text())
+    assert account["recipe"]["method"] == "autoencoder"
+    total = sum(part["forward"] for part in account["flops_by_part"])
+    assert account["flops_per_step"]["forward"] == pytest.approx(total)
+    assert sum(account["parameters"]["trained"].values()) * 16 <= account["bytes"]["trained"]
+
+
 def test_inspect_of_the_autoencoder_needs_no_data() -> None:
     recipe = Path(__file__).parent.parent / "recipes" / "autoencoder.yaml"
     result = call("inspect", str(recipe), "--gflops", "100")

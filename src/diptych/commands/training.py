@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,6 +47,7 @@ def inspect(
             "--gflops", help="Speed to reckon with, in GFLOP/s; left out: measured on this machine.", min=0.001
         ),
     ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write the numbers into, one entry a stage.")] = None,
 ) -> None:
     """Say what a recipe costs: parameters and who trains, FLOPs per token by part, memory, expected time."""
     from diptych.config import load_recipe
@@ -55,6 +58,7 @@ def inspect(
     from diptych.models.accounts.run_account import measure_matmul_rate
     from diptych.models.accounts.width_matching import match_widths
 
+    accounts = []
     for stage in stages:
         settings = match_widths(stage)
         account = account_recipe(settings)
@@ -65,3 +69,7 @@ def inspect(
             chosen = settings.vision_tower
             print(f"matched: hidden_size {chosen.hidden_size}, intermediate_size {chosen.intermediate_size}")
         print(account.describe(rate, measured=assume is None))
+        accounts.append({"recipe": settings.model_dump(mode="json"), **account.as_dict()})
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(accounts, indent=2) + "\n", encoding="utf-8")

@@ -9,8 +9,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
-from diptych.models.accounts.fused_formulas import fused_step_flops
+from diptych.models.accounts.flop_formulas import frozen_text_flops, measure_layer, step_flops
+from diptych.models.accounts.fused_formulas import FROZEN, TRAINED, fused_step_flops, of_kind
+from diptych.models.accounts.run_account import Flops
 from diptych.models.fused import FusedXFusion
 from diptych.sequence import pack
 from tiny_xfusion import build_language, build_streams, build_xfusion, noise_of
@@ -109,3 +110,14 @@ def test_drawing_with_cached_text_costs_the_text_tower_nothing() -> None:
     *_, parts, _ = count(model, [DRAW] * 2)
     for name, flops in parts.items():
         assert (flops.total == 0) == name.startswith(("text tower", "language model")), name
+
+
+def test_each_kind_of_token_pays_for_itself() -> None:
+    """Dual projection: images go through the trained layers alone; of a prompt only keys and values are computed."""
+    model = build_xfusion(layer_design="projection")
+    *_, parts, _ = count(model, [DRAW] * 4)
+    tokens, layers = 4 * 12, len(model.vision_tower.layers)
+    key_value = measure_layer(model.text_tower.layers[0]).key_value
+    assert parts[of_kind(FROZEN, is_image=True)] == parts[of_kind(TRAINED, is_image=False)] == Flops()
+    assert parts[of_kind(FROZEN, is_image=False)].forward == 2 * tokens * key_value * layers
+    assert parts[of_kind(TRAINED, is_image=True)].forward > 0

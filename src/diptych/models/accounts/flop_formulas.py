@@ -69,7 +69,8 @@ def step_flops(model: XFusion, batch: Batch, plan: RoutingPlan) -> dict[str, Flo
         "vision tower, text it reads": _text_read_by_vision(model, plan),
         "image embedder, time and head": embedder_and_head_flops(model, batch),
         "text tower, text after an image": _live_text(model, plan),
-        "text tower, images and text it reads": _read_by_live_text(model, plan),
+        "text tower, images it reads": _images_read_by_live_text(model, plan),
+        "text tower, text it reads": _text_read_by_live_text(model, plan),
         "language model head": _language_head(model, plan),
     }
 
@@ -183,8 +184,17 @@ def _live_text(model: XFusion, plan: RoutingPlan) -> Flops:
     return total
 
 
-def _read_by_live_text(model: XFusion, plan: RoutingPlan) -> Flops:
-    """Keys and values that live text reads: of the cached prefix, and of image states mapped to the text's width."""
+def _text_read_by_live_text(model: XFusion, plan: RoutingPlan) -> Flops:
+    """Keys and values that live text reads of the cached prefix."""
+    text, total = model.text_tower, Flops()
+    for index in range(model.vision_tower.layers[0], text.num_layers) if plan.live.numel() else ():
+        weights = measure_layer(text.layers[index]).key_value
+        total += linear_flops(plan.live_prefix.numel(), weights, input_gradient=False, weight_gradient=False)
+    return total
+
+
+def _images_read_by_live_text(model: XFusion, plan: RoutingPlan) -> Flops:
+    """Keys and values that live text reads of image states, which are mapped to the text's width."""
     text = model.text_tower
     vision: Any = model.vision_tower
     total = Flops()
@@ -192,7 +202,6 @@ def _read_by_live_text(model: XFusion, plan: RoutingPlan) -> Flops:
         return total
     for index in range(vision.layers[0], text.num_layers):
         key_value, used = measure_layer(text.layers[index]).key_value, _live_is_used(model, plan, index)
-        total += linear_flops(plan.live_prefix.numel(), key_value, input_gradient=False, weight_gradient=False)
         if index in model.block_at:
             tokens = plan.context_read.numel()
             total += linear_flops(tokens, key_value, input_gradient=used, weight_gradient=False)

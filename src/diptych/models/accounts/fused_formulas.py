@@ -32,21 +32,24 @@ MAPS, ENDS, HEAD = "maps between towers", "image embedder, time and head", "lang
 @dataclass(frozen=True)
 class Run:
     """`num` tokens of a pass through a layer of `size`: who they meet (None: they are only read), how many images they
-    are, whether the layer is trained, whether a gradient is wanted of its input, whether a loss reads what comes out.
+    are (`is_image`: image tokens), whether the layer is trained, whether a gradient is wanted of its input, whether a
+    loss reads what comes out.
     """
 
     num: int
     size: LayerSize
     groups: Groups | None
     images: int = 0
+    is_image: bool = False
     is_trained: bool = False
     has_gradient: bool = True
     is_used: bool = True
 
 
 def fused_step_flops(model: FusedXFusion, batch: Batch, plan: RoutingPlan) -> dict[str, Flops]:
-    """Forward and backward of one batch by part, frozen text states given (cached)."""
-    total: dict[str, Flops] = {part: Flops() for part in (FROZEN, TRAINED, MAPS, ENDS, HEAD)}
+    """Forward and backward of one batch by part and kind of token, frozen text states given (cached)."""
+    shared = [of_kind(part, is_image=is_image) for part in (FROZEN, TRAINED, MAPS) for is_image in (True, False)]
+    total: dict[str, Flops] = {part: Flops() for part in (*shared, ENDS, HEAD)}
     vision: Any = model.vision_tower
     num_targets = int(batch.image_is_target.sum())
     num_contexts = batch.num_images - num_targets
@@ -61,7 +64,7 @@ def fused_step_flops(model: FusedXFusion, batch: Batch, plan: RoutingPlan) -> di
             if num_live:
                 runs = [Run(plan.live_prefix.numel(), text, None, has_gradient=False)]
                 runs.append(Run(num_live, text, plan.live_text_groups, is_used=is_read))
-                _add(total, FROZEN, _pass(runs))
+                _pass(total, FROZEN, runs)
             continue
         block = vision.blocks[index]
         clean = [
@@ -85,7 +88,8 @@ def fused_step_flops(model: FusedXFusion, batch: Batch, plan: RoutingPlan) -> di
             break
     total[ENDS] = embedder_and_head_flops(model, batch)
     if vision.text_pool is not None:
-        _add(total, MAPS, linear_flops(plan.pooled_rows.numel(), vision.text_pool.linear.weight.numel()))
+        pooled = linear_flops(plan.pooled_rows.numel(), vision.text_pool.linear.weight.numel())
+        _add(total, of_kind(MAPS, is_image=False), pooled)
     if num_live:
         head = model.text_tower.language_model.lm_head
         total[HEAD] = linear_flops(plan.supervised.numel(), head.weight.numel(), weight_gradient=False)
@@ -106,7 +110,7 @@ class _Kind:
         images = self.images if is_trained else 0
         # A trained layer's norm is trained, too, so that a gradient is wanted behind it whatever is before it.
         groups = self.groups if meets else None
-        return Run(self.num, size, groups, images, is_trained, wanted or is_trained, self.is_used)
+        return Run(self.num, size, groups, images, self.is_image, is_trained, wanted or is_trained, self.is_used)
 
 
 def _add_block(
@@ -122,68 +126,78 @@ def _add_block(
     modulation = block.modulation.linear if block.modulation is not None else None
     design = model.vision_tower.layer_design
     if design == "single":
-        _add(total, TRAINED, _pass([kind.run(own, is_trained=True) for kind in kinds], modulation))
+        _pass(total, TRAINED, [kind.run(own, is_trained=True) for kind in kinds], modulation)
         return
     if design == "projection":
         runs = [kind.run(own if kind.is_image else text, is_trained=kind.is_image) for kind in kinds]
         of_image = [run for run, kind in zip(runs, kinds, strict=True) if kind.is_image]
         of_text = [run for run, kind in zip(runs, kinds, strict=True) if not kind.is_image]
-        _add(total, TRAINED, _pass(of_image, modulation))
-        _add(total, FROZEN, _pass(of_text))
+        _pass(total, TRAINED, of_image, modulation)
+        _pass(total, FROZEN, of_text)
         return
     if isinstance(block, GatedBlock):
-        _add(total, FROZEN, _pass([kind.run(text, is_trained=False) for kind in kinds]))
-        _add(total, TRAINED, _pass([kind.run(own, is_trained=True) for kind in kinds], modulation))
+        _pass(total, FROZEN, [kind.run(text, is_trained=False) for kind in kinds])
+        _pass(total, TRAINED, [kind.run(own, is_trained=True) for kind in kinds], modulation)
         for kind in kinds:
-            _add(total, MAPS, _map(kind, block.text_in))
+            _map(total, kind, block.text_in)
             if kind.groups is not None:
-                _add(total, MAPS, _map(kind, block.image_out))
+                _map(total, kind, block.image_out)
         return
     assert isinstance(block, FuseBlock)
     in_text = [kind.run(text, is_trained=False, meets=block.fuses_image or not kind.is_image) for kind in kinds]
     if block.reads_text_keys or any(run.groups is not None for run in in_text):
         # Without X-Fuse of images, what is read here is read by text alone.
         is_read = block.reads_text_keys or any(run.groups is not None and run.is_used for run in in_text)
-        _add(total, FROZEN, _pass(in_text, is_read=is_read))
+        _pass(total, FROZEN, in_text, is_read=is_read)
         for kind in kinds:
             if kind.is_image:
-                _add(total, MAPS, _map(kind, block.image_out, is_used=is_read))
+                _map(total, kind, block.image_out, is_used=is_read)
                 if kind.groups is not None:
-                    _add(total, MAPS, _map(kind, block.image_back))
+                    _map(total, kind, block.image_back)
     in_vision = [kind.run(own, is_trained=True, meets=block.fuses_text or kind.is_image) for kind in kinds]
     is_read = has_targets or any(run.groups is not None and run.is_used for run in in_vision)
-    _add(total, TRAINED, _pass(in_vision, modulation, is_read=is_read))
+    _pass(total, TRAINED, in_vision, modulation, is_read=is_read)
     for kind in kinds:
         if not kind.is_image:
-            _add(total, MAPS, _map(kind, block.text_in))
+            _map(total, kind, block.text_in)
             if kind.groups is not None:
-                _add(total, MAPS, _map(kind, block.text_back))
+                _map(total, kind, block.text_back)
 
 
-def _pass(runs: Sequence[Run], modulation: nn.Linear | None = None, *, is_read: bool = True) -> Flops:
+def _pass(
+    total: dict[str, Flops],
+    part: str,
+    runs: Sequence[Run],
+    modulation: nn.Linear | None = None,
+    *,
+    is_read: bool = True,
+) -> None:
     """`is_read`: whether a loss depends on the keys and values."""
-    total = Flops()
     for run in runs:
-        size = run.size
+        size, name = run.size, of_kind(part, is_image=run.is_image)
         wanted, trained = run.has_gradient and is_read, run.is_trained and is_read
-        total += linear_flops(run.num, size.key_value, input_gradient=wanted, weight_gradient=trained)
+        _add(total, name, linear_flops(run.num, size.key_value, input_gradient=wanted, weight_gradient=trained))
         if run.images and modulation is not None:
-            total += linear_flops(run.images, modulation.weight.numel())
+            _add(total, name, linear_flops(run.images, modulation.weight.numel()))
         if run.groups is None:
             continue
         wanted, trained = run.has_gradient and run.is_used, run.is_trained and run.is_used
-        total += linear_flops(run.num, size.query, input_gradient=wanted, weight_gradient=trained)
-        total += linear_flops(run.num, size.output + size.mlp, input_gradient=run.is_used, weight_gradient=trained)
+        _add(total, name, linear_flops(run.num, size.query, input_gradient=wanted, weight_gradient=trained))
+        rest = linear_flops(run.num, size.output + size.mlp, input_gradient=run.is_used, weight_gradient=trained)
         attention = size.attention(run.groups)
-        total += attention if run.is_used else Flops(attention.forward)
-    return total
+        _add(total, name, rest + (attention if run.is_used else Flops(attention.forward)))
 
 
-def _map(kind: _Kind, mapping: Any, *, is_used: bool = True) -> Flops:
+def _map(total: dict[str, Flops], kind: _Kind, mapping: Any, *, is_used: bool = True) -> None:
     """Its norm is trained, so the gradient passes the matrix too."""
-    if mapping is None:
-        return Flops()
-    return linear_flops(kind.num, mapping.linear.weight.numel(), input_gradient=is_used, weight_gradient=is_used)
+    if mapping is not None:
+        weights = mapping.linear.weight.numel()
+        cost = linear_flops(kind.num, weights, input_gradient=is_used, weight_gradient=is_used)
+        _add(total, of_kind(MAPS, is_image=kind.is_image), cost)
+
+
+def of_kind(part: str, *, is_image: bool) -> str:
+    return f"{part}, {'image' if is_image else 'text'} tokens"
 
 
 def _add(total: dict[str, Flops], name: str, cost: Flops) -> None:

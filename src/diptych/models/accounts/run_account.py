@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -83,6 +84,26 @@ class RunAccount:
     @property
     def frozen_bytes(self) -> int:
         return sum(self.frozen.values()) * 4
+
+    def as_dict(self) -> dict[str, Any]:
+        """The account as plain numbers, for results that are compared with others'."""
+
+        def flops(cost: Flops) -> dict[str, float]:
+            return {"forward": cost.forward, "backward": cost.backward}
+
+        return {
+            "parameters": {"trained": self.trained, "frozen": self.frozen},
+            "flops_per_step": {"samples": self.samples_per_step, **flops(self.step)},
+            "flops_by_part": [
+                {"part": part.name, **flops(part.flops), "tokens": part.tokens, "kind": part.kind}
+                for part in self.parts
+            ],
+            "flops_once": {name: cost.forward for name, cost in self.once.items()},
+            "bytes": {"trained": self.trained_bytes, "frozen": self.frozen_bytes},
+            "bytes_cached": {name: {"bytes": size, "of": per} for name, (size, per) in self.cached.items()},
+            "keeps_language": self.keeps_language,
+            "assumed": self.assumed,
+        }
 
     def describe(self, rate: float, *, measured: bool) -> str:
         """The account as text for a terminal."""

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from diptych.backbones.diffusion_transformer import build_transformer_skeleton, read_transformer_config
-from diptych.backbones.skeletons import build_autoencoder_skeleton, build_language_skeleton
+from diptych.backbones.skeletons import build_autoencoder_skeleton, build_encoder_skeleton, build_language_skeleton
 from diptych.config import Recipe
 from diptych.distributed import compute_device, resolve_dtype
 from diptych.models.accounts.first_streams import FirstStreams, find_tokenizer, first_streams
 from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
-from diptych.models.accounts.fused_formulas import FROZEN, MAPS, TRAINED, fused_step_flops
-from diptych.models.accounts.meta_counting import count_parameters
+from diptych.models.accounts.fused_formulas import FROZEN, MAPS, TRAINED, fused_step_flops, of_kind
+from diptych.models.accounts.meta_counting import count_encoder_flops, count_parameters
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
 from diptych.models.fused import FusedXFusion
 from diptych.models.xfusion_building import XFusionModel, build_xfusion
@@ -43,7 +43,14 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
     share = samples_per_step / len(first.streams)
     flops: dict[str, Flops] = {}
     spent: dict[str, tuple[float, str]] = {}
-    once = Flops()
+    once, features = Flops(), Flops()
+    encoders = {
+        kind: build_encoder_skeleton(
+            wanted.image_encoder, layer=wanted.encoder_layer, image_size=wanted.encoder_image_size
+        )
+        for kind, wanted in (("alignment", recipe.alignment), ("image_input", recipe.image_input))
+        if wanted is not None
+    }
     for streams in first.batches():
         batch = pack(streams)
         plan = model.plan(batch)
@@ -52,6 +59,9 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
         for name, (count, kind) in _tokens(batch, plan).items():
             spent[name] = (spent.get(name, (0.0, kind))[0] + count, kind)
         once += frozen_text_flops(model, batch, plan)
+        for kind, encoder in encoders.items():
+            seen = batch.num_images if kind == "alignment" else int((~batch.image_is_target).sum())
+            features += Flops(count_encoder_flops(encoder) * seen)
     return RunAccount(
         recipe=recipe,
         dtype=resolve_dtype(recipe.dtype, compute_device()),
@@ -62,12 +72,13 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
         frozen={
             f"language model {recipe.language_model}": count_parameters(language) - _shared(model),
             "autoencoder": count_parameters(autoencoder.network),
+            **{f"image encoder of {kind}": count_parameters(encoder) for kind, encoder in encoders.items()},
         },
         parts=tuple(
             PartCost(name, cost * share, spent[name][0] * share, spent[name][1]) for name, cost in flops.items()
         ),
         samples_per_step=samples_per_step,
-        once={"frozen text": Flops(once.forward * share, 0)},
+        once={"frozen text": once * share} | ({"features of images": features * share} if encoders else {}),
         cached={
             "text states": (4 * len(vision.layers) * model.text_tower.width, "per text token"),
             "keys and values, while drawing": (_read_bytes(model), "per token before the image"),
@@ -114,14 +125,15 @@ def _tokens(batch: Batch, plan: RoutingPlan) -> dict[str, tuple[float, str]]:
     """What each part of `step_flops` is spent on: how many tokens, and of which kind."""
     image_tokens = float(plan.context.numel() + plan.target.numel())
     read = float(plan.prefix.numel() + plan.live_read.numel())
+    text_tokens = float(plan.prefix.numel() + plan.live.numel())
     return {
         "vision tower, image tokens": (image_tokens, "image token"),
         "vision tower, text it reads": (read, "text token"),
         "image embedder, time and head": (image_tokens, "image token"),
         "text tower, text after an image": (float(plan.live.numel()), "text token"),
-        "text tower, images and text it reads": (float(plan.context_read.numel()), "image token"),
+        "text tower, images it reads": (float(plan.context_read.numel()), "image token"),
+        "text tower, text it reads": (float(plan.live_prefix.numel()), "text token"),
         "language model head": (float(plan.supervised.numel()), "supervised token"),
-        FROZEN: (image_tokens + float(plan.live.numel()), "token"),
-        TRAINED: (image_tokens + float(plan.live.numel()), "token"),
-        MAPS: (image_tokens + read + float(plan.live.numel()), "token"),
+        **{of_kind(part, is_image=True): (image_tokens, "image token") for part in (FROZEN, TRAINED, MAPS)},
+        **{of_kind(part, is_image=False): (text_tokens, "text token") for part in (FROZEN, TRAINED, MAPS)},
     }
