@@ -17,7 +17,7 @@ import diptych.models.checkpoint as checkpoint
 from diptych.models import morph_files
 from diptych.models.checkpoint import CONFIG, WEIGHTS, load_morph, save_morph
 from diptych.models.generate import Morph
-from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph
+from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph, tiny_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +164,26 @@ def test_a_family_that_cannot_be_routed_is_refused_before_its_weights_are_read(t
     recipe = build_tiny_morph().recipe.model_copy(update={"language_model": str(tmp_path)})
     with pytest.raises(ValueError, match="'gpt2' cannot be routed"):
         checkpoint.build_morph(recipe, autoencoder=FakeAutoencoder(), cached=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"vision_tower": {"layers": [99]}}, "names layer 99"),
+        ({"image_size": 9}, "image_size 9 is not a multiple of 2"),
+        ({"vision_tower": {"hidden_size": 24, "num_attention_heads": 5}}, "num_attention_heads 5"),
+    ],
+)
+def test_what_configs_tell_is_refused_before_any_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], says: str
+) -> None:
+    build_language().model.config.save_pretrained(tmp_path)
+    for loader in ("load_language_model", "load_image_space"):
+        monkeypatch.setattr(checkpoint, loader, lambda *_, **__: pytest.fail("weights were read"))
+    tower = {"patch_size": 2, **settings.get("vision_tower", {})}
+    recipe = tiny_recipe(language_model=str(tmp_path), autoencoder="pixels", **(settings | {"vision_tower": tower}))
+    with pytest.raises(ValueError, match=says):
+        checkpoint.build_morph(recipe, cached=False)
 
 
 def _without(tensors: dict[str, torch.Tensor]) -> None:

@@ -142,11 +142,56 @@ def test_a_gated_tower_starts_as_the_language_model(name: str) -> None:
     assert torch.equal(prefilled.live, again.live)
 
 
-@pytest.mark.parametrize("name", ["fuse-text", "fuse-image", "fuse-both"])
+@torch.no_grad()
+def test_a_gated_tower_s_answer_starts_as_the_language_model_s() -> None:
+    """Text behind an image: what the language model says when the image's embeddings stand there."""
+    model = build("gated", stirred=False)
+    language = model.text_tower.language_model
+    stream = Sequence((text(5, 6), image(model, is_target=False), text(7, 8, 9, loss=True)))
+    batch = pack([stream])
+    plan = model.plan(batch)
+    logits = model.text_tower.logits(model.prefill(batch, plan).live)
+    image_states, _ = model.vision_tower.embed_context(batch.images, None, None)
+    embeddings = language.get_input_embeddings()(batch.token_ids)
+    embeddings[batch.is_image] = image_states
+    rows = torch.arange(len(batch.token_ids))
+    sees = rows[:, None] >= rows[None]
+    sees[batch.is_image[:, None] & batch.is_image[None]] = True
+    mask = torch.zeros(sees.shape).masked_fill(~sees, -torch.inf)[None, None]
+    theirs = language(inputs_embeds=embeddings[None], attention_mask=mask, position_ids=batch.positions[None]).logits
+    torch.testing.assert_close(logits, theirs[0, plan.live], atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_gradient_of_an_answer_reaches_the_vision_tower_through_the_frozen_layers(name: str) -> None:
+    model = build(name)
+    batch = pack([Sequence((text(4), image(model, is_target=False), text(5), text(6, 7, loss=True)))])
+    _, logits = model(batch, model.plan(batch), *noise_of(batch))
+    logits.logsumexp(-1).sum().backward()
+    named = model.vision_tower.named_parameters()
+    moved = {parameter for parameter, value in named if value.grad is not None and bool(value.grad.any())}
+    assert {"embedder.linear.weight", "embedder.position"} <= moved
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_an_image_token_sees_its_whole_image(name: str) -> None:
+    """The last patch changes the velocity at the first, and the first at the last."""
+    model = MODELS[name]
+    batch = pack([Sequence((text(4, 5), image(model, is_target=True)))])
+    noised, t = noise_of(batch)
+    noised.requires_grad_()
+    velocity, _ = model(batch, model.plan(batch), noised, t)
+    for out, into in (((0, 0), (-1, -1)), ((-1, -1), (0, 0))):
+        (gradient,) = torch.autograd.grad(velocity[0, 0, *out], noised, retain_graph=True)
+        assert float(gradient[0, :, *into].abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", ["fuse-text", "fuse-image", "fuse-both", "fuse-both-narrow"])
 def test_x_fuse_starts_as_no_x_fuse(name: str) -> None:
     fused = build(name, stirred=False, seed=3)
-    plain = build_xfusion(symmetric=True, stirred=False, seed=3)
-    state = {key: value for key, value in fused.vision_tower.state_dict().items() if not key.endswith("_mix")}
+    plain = build_xfusion(symmetric="narrow" not in name, stirred=False, seed=3)
+    known = plain.vision_tower.state_dict().keys()
+    state = {key: value for key, value in fused.vision_tower.state_dict().items() if key in known}
     plain.vision_tower.load_state_dict(state)
     for tower in (fused.vision_tower, plain.vision_tower):
         torch.nn.init.normal_(tower.head.linear.weight, generator=torch.Generator().manual_seed(0))

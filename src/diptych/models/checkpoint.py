@@ -18,7 +18,7 @@ from diptych.backbones.diffusion_transformer import (
     read_transformer_config,
 )
 from diptych.backbones.language import LanguageModel, load_language_model
-from diptych.backbones.skeletons import read_language_config
+from diptych.backbones.skeletons import build_language_skeleton, read_language_config
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe, build_recipe
 from diptych.distributed import compute_device
@@ -35,7 +35,7 @@ from diptych.models.morph_files import (
     tensor_names,
     write_morph_files,
 )
-from diptych.models.xfusion_building import build_xfusion
+from diptych.models.xfusion_building import build_xfusion, build_xfusion_skeleton
 from diptych.nn.layer_parts import check_routable
 from diptych.nn.towers.vision_tower import VisionTower
 
@@ -59,11 +59,11 @@ def build_morph(
     that the recipe names. `transformer_config`: that of its diffusion transformer, whose weights are then not loaded.
     `aligned_width`: of the features that the tower is aligned to, if the encoder need not be asked.
 
-    Raises ValueError for whatever is missing or does not fit; for a family that cannot be routed before its weights are
+    Raises ValueError for whatever is missing or does not fit, and for what the configs tell before any weights are
     fetched.
     """
     if language is None:
-        _check_family(recipe)
+        _check_before_loading(recipe, whole=autoencoder is None)
     elif recipe.vision_tower.layer_design == "single":
         language = replace(language, model=copy.deepcopy(language.model))  # whoever gave it keeps it as it is
     language = language or load_language_model(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
@@ -143,12 +143,16 @@ def _start_from(tower: VisionTower, recipe: Recipe, folder: Path, hashes: dict[s
     load_tensors(tensors, folder / WEIGHTS, sha256=config["weights_sha256"], optional=optional)
 
 
-def _check_family(recipe: Recipe) -> None:
+def _check_before_loading(recipe: Recipe, *, whole: bool) -> None:
+    """Builds the model on the meta device, from configs alone; not `whole`: looks at the family of layers."""
+    name, trusted = recipe.language_model, recipe.trust_remote_code
     try:
-        config = read_language_config(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
+        config = read_language_config(name, trust_remote_code=trusted)
     except ValueError:
         return  # not to be had: what loads the weights says it better
     check_routable(config)
+    if whole:
+        build_xfusion_skeleton(recipe, build_language_skeleton(name, trust_remote_code=trusted))
 
 
 def save_morph(folder: str | Path, morph: Morph, *, weights: dict[str, Tensor] | None = None) -> None:

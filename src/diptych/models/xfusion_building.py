@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diptych.backbones.skeletons import build_encoder_skeleton
+import torch
+
+from diptych.backbones.diffusion_transformer import build_transformer_skeleton, read_transformer_config
+from diptych.backbones.skeletons import build_autoencoder_skeleton, build_encoder_skeleton
 from diptych.config import Recipe
 from diptych.data.tensor_cache import TensorCache
 from diptych.models.fused import FusedXFusion
@@ -106,6 +109,27 @@ def build_xfusion(
         )
     kind = FusedXFusion if vision_tower.is_fused else XFusion
     return kind(text_tower, vision_tower, TextStates(text_tower, layers, cache))
+
+
+def build_xfusion_skeleton(recipe: Recipe, language: Any) -> tuple[XFusionModel, Any]:
+    """The recipe's model around a language model's skeleton, on the meta device, and its autoencoder's skeleton.
+
+    Only configs are read. Raises ValueError for whatever `build_xfusion` would refuse.
+    """
+    autoencoder = build_autoencoder_skeleton(recipe.autoencoder)
+    pretrained = None
+    if (name := recipe.vision_tower.diffusion_transformer) is not None:
+        size = recipe.image_size // autoencoder.downsampling
+        pretrained = build_transformer_skeleton(read_transformer_config(name), latent_size=size)
+    with torch.device("meta"):
+        model = build_xfusion(
+            recipe,
+            language,
+            latent_channels=autoencoder.latent_channels,
+            downsampling=autoencoder.downsampling,
+            pretrained=pretrained,
+        )
+    return model, autoencoder
 
 
 def _check_pretrained(

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from diptych.backbones.diffusion_transformer import build_transformer_skeleton, read_transformer_config
-from diptych.backbones.skeletons import build_autoencoder_skeleton, build_encoder_skeleton, build_language_skeleton
+from diptych.backbones.skeletons import build_encoder_skeleton, build_language_skeleton
 from diptych.config import Recipe
 from diptych.distributed import compute_device, resolve_dtype
 from diptych.models.accounts.first_streams import FirstStreams, find_tokenizer, first_streams
@@ -16,7 +15,7 @@ from diptych.models.accounts.fused_formulas import FROZEN, MAPS, TRAINED, fused_
 from diptych.models.accounts.meta_counting import count_encoder_flops, count_parameters
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
 from diptych.models.fused import FusedXFusion
-from diptych.models.xfusion_building import XFusionModel, build_xfusion
+from diptych.models.xfusion_building import XFusionModel, build_xfusion_skeleton
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
 
@@ -25,19 +24,11 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
     """See `account_recipe`. `language`: a skeleton that is at hand; `first`: sequences, of as many image tokens."""
     if language is None:
         language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
-    autoencoder = build_autoencoder_skeleton(recipe.autoencoder)
-    channels, downsampling = autoencoder.latent_channels, autoencoder.downsampling
-    pretrained = None
-    if (name := recipe.vision_tower.diffusion_transformer) is not None:
-        size = recipe.image_size // downsampling
-        pretrained = build_transformer_skeleton(read_transformer_config(name), latent_size=size)
-    with torch.device("meta"):
-        model = build_xfusion(
-            recipe, language, latent_channels=channels, downsampling=downsampling, pretrained=pretrained
-        )
+    model, autoencoder = build_xfusion_skeleton(recipe, language)
     vision = model.vision_tower
     if first is None:
-        latent = torch.zeros(channels, recipe.image_size // downsampling, recipe.image_size // downsampling)
+        size = recipe.image_size // autoencoder.downsampling
+        latent = torch.zeros(autoencoder.latent_channels, size, size)
         first = first_streams(recipe, find_tokenizer(recipe), num_image_tokens=vision.num_image_tokens, image=latent)
     samples_per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     share = samples_per_step / len(first.streams)
