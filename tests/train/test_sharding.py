@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 import diptych
 from diptych.train.log import read_log
 from diptych.train.loop import run_training
+from tiny_vpit import build_training, write_emblems
 from train.tiny_xfusion_runs import build_xfusion_training, write_samples, xfusion_recipe
 from train.toy_method import HookedMethod, ToyMethod, toy_recipe
-from train.two_ranks import MIXES, SITES
+from train.two_ranks import MIXES, SITES, vpit_run
 
 Reports = tuple[Path, list[dict[str, Any]]]
 
@@ -31,6 +32,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     """Both ranks' reports of one torchrun (most of its time is imports, so one does it all)."""
     folder = tmp_path_factory.mktemp("two")
     write_samples(folder / "data")
+    write_emblems(folder / "emblems")
     stop = threading.Event()
     halting = HookedMethod(lambda done: stop.set() if done == 5 else None)
     run_training(toy_recipe(folder / "one-to-two", resume_from_checkpoint="latest"), halting, stop=stop)
@@ -94,6 +96,19 @@ def test_two_ranks_train_xfusion_as_one_process(two: Reports, tmp_path: Path) ->
             with Image.open(run / "samples" / f"step-{step:06d}.png") as grid:
                 grids.append(torch.from_numpy(np.array(grid)).int())
         assert int((grids[0] - grids[1]).abs().max()) <= 1
+
+
+def test_two_ranks_train_vpit_as_one_process(two: Reports, tmp_path: Path) -> None:
+    """One sample per rank: one rank draws while the other reads, so one of them has no visual loss, and the LM head is
+    the embedding, divided or not."""
+    folder, _ = two
+    recipe = vpit_run(tmp_path, folder / "emblems", batch_size=2)
+    run_training(recipe, build_training(recipe))
+    compare_runs(tmp_path, folder / "vpit", weights_file="model.safetensors")
+    rows = [read_log(run / "log.jsonl") for run in (tmp_path, folder / "vpit")]
+    measured = [[row["measures"]["free_running_cosine"] for row in each if "measures" in row] for each in rows]
+    assert len(measured[0]) == 2
+    assert measured[1] == pytest.approx(measured[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("site", SITES)

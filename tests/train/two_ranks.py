@@ -12,13 +12,20 @@ from typing import Any
 import torch
 
 from diptych import distributed
+from diptych.config import Recipe
 from diptych.train import durable
 from diptych.train.loop import NonFiniteError, run_training
+from tiny_vpit import build_training, vpit_recipe
 from train.tiny_xfusion_runs import build_xfusion_training, xfusion_recipe
 from train.toy_method import HookedMethod, ToyMethod, toy_recipe
 
 MIXES = {"max_steps": 50, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
 SITES = ("text", "image", "gradient")
+
+
+def vpit_run(output: Path, data: Path, *, batch_size: int) -> Recipe:
+    train = {"max_steps": 6, "per_device_train_batch_size": batch_size, "sample_every": 3, "logging_steps": 1}
+    return vpit_recipe(output, data, train=train)
 
 
 def train_with_poison(folder: Path, site: str, **train: Any) -> dict[str, Any]:
@@ -71,6 +78,9 @@ def main(folder: Path) -> None:
 
         recipe = xfusion_recipe(folder / "xfusion", folder / "data", batch_size=1)
         run_training(recipe, build_xfusion_training(recipe))
+
+        recipe = vpit_run(folder / "vpit", folder / "emblems", batch_size=1)
+        run_training(recipe, build_training(recipe))
 
         durable.write = fail_to_write
         try:
