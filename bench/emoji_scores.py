@@ -43,6 +43,10 @@ def main() -> None:
         low, high = score.interval
         share = f"{score.value:.1%}"
         rows.append([name, share, f"{low:.1%} to {high:.1%}", str(score.num), f"{score.chance:.2%}"])
+    for kind, score in found.visual_tokens.items():
+        low, high = score.cosine.interval
+        name = f"visual tokens, {kind}: cosine"
+        rows.append([name, f"{score.cosine.value:.3f}", f"{low:.3f} to {high:.3f}", str(score.cosine.num), ""])
     rows.append(["text-only logits, largest difference", f"{found.language.max_abs_diff:g}", "", "", ""])
     rows += [[name, f"{speed:.2f}", "", "", ""] for name, speed in found.speed.items()]
     print_table(f"{options.morph} over {options.data}", ["score", "value", "95%", "n", "chance"], rows)
@@ -50,6 +54,7 @@ def main() -> None:
         scores = {name: score.as_dict() for name, score in found.table.items()}
         details = {
             "scores": scores,
+            "cosines": {kind: score.cosine.as_dict() for kind, score in found.visual_tokens.items()},
             "language_max_abs_diff": found.language.max_abs_diff,
             "language_same_weights": found.language.same_weights,
             "speed": found.speed,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.evaluate.scores import Score, share
+from diptych.evaluate.scores import Score, mean, share
 
 
 @given(st.integers(1, 500), st.data())
@@ -28,3 +30,15 @@ def test_the_interval_is_wilsons() -> None:
 def test_a_score_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         share([], chance=0.5)
+
+
+def test_a_mean_s_interval_holds_its_true_mean_in_95_of_100() -> None:
+    drawn = random.Random(0)
+    held = 0
+    for _ in range(1000):
+        low, high = mean([drawn.gauss(0.3, 0.2) for _ in range(40)]).interval
+        held += low <= 0.3 <= high
+    assert 920 <= held <= 970
+    assert mean([0.5]).interval == (0.5, 0.5)
+    with pytest.raises(ValueError, match="at least one"):
+        mean([])

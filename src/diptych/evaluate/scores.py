@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 
@@ -27,6 +28,31 @@ class Score:
 
     def as_dict(self) -> dict[str, float | int | list[float]]:
         return {"value": self.value, "n": self.num, "chance": self.chance, "interval_95": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over `num` trials; `deviation`: their standard deviation."""
+
+    value: float
+    num: int
+    deviation: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95%, by the normal approximation: the half width is 1.96 standard errors."""
+        half = 1.96 * self.deviation / math.sqrt(self.num)
+        return self.value - half, self.value + half
+
+    def as_dict(self) -> dict[str, float | int | list[float]]:
+        return {"value": self.value, "n": self.num, "interval_95": list(self.interval)}
+
+
+def mean(values: list[float]) -> Mean:
+    """Raises ValueError for none at all."""
+    if not values:
+        raise ValueError("a mean needs at least one trial")
+    return Mean(statistics.fmean(values), len(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
 def share(hits: list[bool], *, chance: float) -> Score:

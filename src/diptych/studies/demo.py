@@ -209,7 +209,7 @@ def _print_scores(display: StageDisplay, evaluation: Evaluation, scores: Mapping
     for name in ("reached", "n", "chance", "goal"):
         table.add_column(name, justify="right")
     if "trained" in evaluation.visual_tokens:
-        cosine, goal = evaluation.visual_tokens["trained"].cosine, evaluation.goals["free_running_cosine"]
+        cosine, goal = evaluation.visual_tokens["trained"].cosine.value, evaluation.goals["free_running_cosine"]
         table.add_row("Visual tokens, free running: cosine to the real ones", f"{cosine:.3f}", "", "", f"{goal:g}")
     for row in score_rows(evaluation, only_headlines=True):
         goal = "" if row.goal is None else f"{100 * row.goal:.0f}%"

@@ -204,9 +204,9 @@ def collect_scores(
         "num_concepts": evaluation.num_concepts,
         "chance": {name: score.chance for name, score in table.items()},
         "details": {name: score.as_dict() for name, score in table.items()},
-        **({"free_running_cosine": visual["trained"].cosine} if "trained" in visual else {}),
+        **({"free_running_cosine": visual["trained"].cosine.value} if "trained" in visual else {}),
         "visual_tokens": {
-            kind: {"cosine": score.cosine, "top1": score.top1.as_dict(), "top5": score.top5.as_dict()}
+            kind: {"cosine": score.cosine.as_dict(), "top1": score.top1.as_dict(), "top5": score.top5.as_dict()}
             for kind, score in visual.items()
         },
         "goals": evaluation.goals,

@@ -16,7 +16,7 @@ from diptych.data.builders.emoji import STYLE_WORDS
 from diptych.data.images import image_to_tensor, tensor_to_image
 from diptych.evaluate.naming import is_named
 from diptych.evaluate.report import Answer, Curve, Drawing, Report, ScoreRow, TableSection, format_share
-from diptych.evaluate.scores import Score
+from diptych.evaluate.scores import Mean, Score
 from diptych.studies.demo_evaluation import BATCH_SIZE, ENCODER, QUESTION, Combination, Evaluation, Outcome
 from diptych.studies.visual_token_evaluation import KINDS
 from diptych.train.progress import format_seconds
@@ -163,7 +163,7 @@ def _visual_tokens(evaluation: Evaluation) -> list[TableSection]:
     rows = [
         [
             KINDS[kind],
-            f"{score.cosine:.3f}",
+            _mean_with_interval(score.cosine),
             _with_interval(score.top1),
             _with_interval(score.top5),
             f"{score.top1.num:,}",
@@ -178,8 +178,20 @@ def _visual_tokens(evaluation: Evaluation) -> list[TableSection]:
         "First, and among the first five: of all real pictures of the style, by the same cosine. What was trained on "
         "is memory; the other rows are what it makes of requests that it never met."
     )
-    columns = ["prompts", "cosine", "right first (95% interval)", "among five (95% interval)", "n", "chance"]
+    columns = [
+        "prompts",
+        "cosine (95% interval)",
+        "right first (95% interval)",
+        "among five (95% interval)",
+        "n",
+        "chance",
+    ]
     return [TableSection("Visual tokens, before any pixel", columns, rows, words)]
+
+
+def _mean_with_interval(mean: Mean) -> str:
+    low, high = mean.interval
+    return f"{mean.value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _with_interval(score: Score) -> str:

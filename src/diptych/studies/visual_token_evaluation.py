@@ -16,7 +16,7 @@ from diptych.data.builders.emoji import STYLE_WORDS, tags_prompt
 from diptych.data.builders.emoji_paraphrases import PARAPHRASES
 from diptych.data.formats import Sample, read_samples
 from diptych.evaluate.retrieval import retrieval_ranks, retrieval_score
-from diptych.evaluate.scores import Score
+from diptych.evaluate.scores import Mean, Score, mean
 from diptych.models.encoded_images import image_features
 
 Progress = Callable[[str, int, int], None]
@@ -44,7 +44,7 @@ class VisualScore:
     """Mean cosine of generated to real visual tokens, and the share whose right picture is first, or among the first
     five, of all real pictures of the style."""
 
-    cosine: float
+    cosine: Mean
     top1: Score
     top5: Score
 
@@ -115,7 +115,7 @@ def _score(asked: Sequence[Request], made: Tensor, real: dict[tuple[str, str], T
             ranks[row] = rank
             cosines[row] = float((made[row] * gallery[target]).sum(-1).mean())
     return VisualScore(
-        cosine=sum(cosines) / len(cosines),
+        cosine=mean(cosines),
         top1=retrieval_score(ranks, top=1, gallery_size=gallery_size),
         top5=retrieval_score(ranks, top=5, gallery_size=gallery_size),
     )
