@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 from diptych.backbones.assets import asset_path
-from diptych.backbones.vision import ImageEncoder, ImagePreprocessing, load_image_encoder
+from diptych.backbones.vision import ImageEncoder, ImagePreprocessing, build_image_encoder, load_image_encoder
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 VISION = SMALL | {"image_size": 28, "patch_size": 14}
@@ -180,6 +180,19 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         load_image_encoder(str(tmp_path / "convnext"))
     with pytest.raises(ValueError, match="one feature map; leave out layer"):
         load_image_encoder("efficientnet-lite0", layer=3)
+
+
+def test_an_encoder_that_merges_its_patches_is_refused() -> None:
+    """Swin names an image size, a patch size and a width, but has fewer states than patches."""
+    config = transformers.SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4
+    )
+    config.num_hidden_layers = 2
+    half = (0.5, 0.5, 0.5)
+    network, preprocessing = transformers.SwinModel(config), ImagePreprocessing(32, half, half)
+    encoder = build_image_encoder(network, preprocessing, name="swin", weight_hash="0" * 64)
+    with pytest.raises(ValueError, match="SwinModel gives 16 states for 64 patches; take a vision transformer"):
+        encoder.features(torch.zeros(1, 3, 32, 32))
 
 
 def emoji_images(codes: list[str], size: int = 96) -> torch.Tensor:

@@ -57,6 +57,10 @@ class EfficientNetFeatures(nn.Module):
         return features, features.mean(1)
 
 
+MOST_EXTRA_TOKENS = 16
+"""Class and register tokens before the patches, at most."""
+
+
 class TransformerFeatures(nn.Module):
     """The patch features of a Hugging Face vision transformer; class and register tokens are left out.
 
@@ -77,6 +81,11 @@ class TransformerFeatures(nn.Module):
         output = self.network(pixel_values=pixels, output_hidden_states=wants_states, **self.options)
         states = output.hidden_states[self.layer] if wants_states else output.last_hidden_state
         num_extra = states.shape[1] - self.num_patches
+        if not 0 <= num_extra <= MOST_EXTRA_TOKENS:
+            raise ValueError(
+                f"{type(self.network).__name__} gives {states.shape[1]} states for {self.num_patches} patches; take a "
+                "vision transformer with one state a patch, such as SigLIP, CLIP, DINOv2 or ViT"
+            )
         features = states[:, num_extra:]
         pooled = None if wants_states else getattr(output, "pooler_output", None)
         if pooled is None:
