@@ -315,6 +315,12 @@ class PixelDecoderConfig(Settings):
         description="share of images learnt without their visual tokens, for sample.guidance_scale; "
         "null: the kind's own, flow 0.1, stable_diffusion the paper's 0.7",
     )
+    condition_noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="visual tokens are learnt with noise of up to this standard deviation, over their norm, as those that "
+        "a language model predicts are not exact either",
+    )
     hidden_size: int = Field(default=256, gt=0, description="of flow, as the next three")
     num_layers: int = Field(default=8, gt=0)
     num_attention_heads: int = Field(default=4, gt=0)

@@ -101,6 +101,22 @@ def test_a_draw_carries_its_noise_whatever_the_batch(training: PixelDecoderTrain
     assert torch.allclose(together.features.norm(dim=-1), torch.ones(()))
 
 
+def test_visual_tokens_are_as_far_from_the_real_ones_as_asked(parts: Path) -> None:
+    """1 / sqrt(1 + strength^2) in cosine, the strength between none and the recipe's; and nothing else changes."""
+    plain = build_training(decoder_recipe(parts))
+    noisy = build_training(decoder_recipe(parts, pixel_decoder_training={"condition_noise": 0.5}))
+    picks = [(draw, 0, draw % 4) for draw in range(64)]
+    real, made = plain.build_batch(picks, seed=0), noisy.build_batch(picks, seed=0)
+    for name in ("latents", "noise", "t", "dropped"):
+        assert torch.equal(getattr(real, name), getattr(made, name)), name
+    torch.testing.assert_close(made.features.norm(dim=-1), torch.ones(64, NUM_TOKENS))
+    cosine = (made.features * real.features).sum(-1).mean(1)
+    assert float(cosine.max()) > 0.99
+    assert 0.8 < float(cosine.min()) < 0.95, "1 / sqrt(1.25) = 0.894, within the chance of four tokens of 16 dimensions"
+    again = noisy.build_batch(picks, seed=0)
+    assert torch.equal(again.features, made.features)
+
+
 def test_losses_are_sums_with_counts_known_before(training: PixelDecoderTraining) -> None:
     batch = training.build_batch(PICKS, seed=0)
     whole = training(batch)

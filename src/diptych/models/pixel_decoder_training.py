@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from diptych.backbones.assets import cache_root
 from diptych.backbones.vision import load_image_encoder
@@ -87,8 +87,18 @@ class PixelDecoderTraining(nn.Module):
             dropped.append(torch.rand((), generator=generator) < dropout)
             times.append(self.decoder.denoiser.sample_time(generator))
             noise.append(torch.randn(latents[-1].shape, generator=generator))
+            features[-1] = self._as_predicted(features[-1], generator)
         columns = (latents, features, noise, times, dropped)
         return PixelDecoderBatch(*(torch.stack(column) for column in columns))
+
+    def _as_predicted(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Visual tokens [n, F] with noise of a strength between none and the recipe's, of length 1 again."""
+        most = self.recipe.pixel_decoder_training.condition_noise
+        if not most:
+            return features
+        strength = most * torch.rand((), generator=generator)
+        noise = torch.randn(features.shape, generator=generator) / features.shape[-1] ** 0.5
+        return normalize(features + strength * noise, dim=-1)
 
     def loss_counts(self, batch: PixelDecoderBatch) -> dict[str, float]:
         return {self.decoder.denoiser.loss_name: float(batch.latents.numel())}
