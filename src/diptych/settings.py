@@ -318,7 +318,7 @@ class PixelDecoderConfig(Settings):
     condition_noise: float = Field(
         default=0.0,
         ge=0,
-        description="visual tokens are learnt with noise of up to this standard deviation, over their norm, as those that "
+        description="visual tokens are learnt with noise of up to this standard deviation, over their norm: those that "
         "a language model predicts are not exact either",
     )
     hidden_size: int = Field(default=256, gt=0, description="of flow, as the next three")

@@ -192,7 +192,7 @@ def test_options_out_of_range_are_refused_before_the_work(options: dict[str, Any
 def test_visual_tokens_that_are_no_numbers_are_refused_by_conversation() -> None:
     morph = build_vpit()
     with torch.no_grad():
-        morph.model.visual_head.layers[-1].bias.fill_(torch.nan)
+        dict(morph.model.visual_head.named_parameters())["layers.2.bias"].fill_(torch.nan)
     with pytest.raises(ValueError, match=r"conversation 0, 1 are not finite"):
         morph.answer([REQUEST, REQUEST], generation_mode="image")
 

@@ -97,6 +97,7 @@ def test_the_cache_holds_all_that_was_appended(first: int, more: int, kept: list
     if mask is None:
         assert cache.mask is None
     else:
+        assert cache.mask is not None
         assert torch.equal(cache.mask, torch.cat((mask[rows], torch.ones(len(rows), more, dtype=torch.bool)), dim=1))
 
 

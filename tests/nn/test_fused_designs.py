@@ -150,7 +150,9 @@ def test_a_gated_tower_s_answer_starts_as_the_language_model_s() -> None:
     stream = Sequence((text(5, 6), image(model, is_target=False), text(7, 8, 9, loss=True)))
     batch = pack([stream])
     plan = model.plan(batch)
-    logits = model.text_tower.logits(model.prefill(batch, plan).live)
+    live = model.prefill(batch, plan).live
+    assert live is not None
+    logits = model.text_tower.logits(live)
     image_states, _ = model.vision_tower.embed_context(batch.images, None, None)
     embeddings = language.get_input_embeddings()(batch.token_ids)
     embeddings[batch.is_image] = image_states
