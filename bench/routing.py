@@ -33,6 +33,7 @@ DESIGNS: tuple[dict[str, Any], ...] = (
     {"layer_design": "projection"},
     {"layer_design": "gated"},
     {"x_fuse": "text"},
+    {"x_fuse": "image"},
     {"x_fuse": "both"},
 )
 FLOP_GOALS = {"P1": 1.98, "P2": 2.4, "P2c": 3.0}

@@ -118,7 +118,8 @@ class PixelTransformer(nn.Module):
 
     def by_patch(self, features: Tensor) -> Tensor:
         """Visual tokens [I, n, F] -> [I, patches, k k F], what they hold at the place of each patch."""
-        return (self.place_map @ features).view(len(features), self.embedder.num_patches, -1)
+        with torch.autocast(features.device.type, enabled=False):
+            return (self.place_map @ features.float()).view(len(features), self.embedder.num_patches, -1)
 
     def forward(self, x: Tensor, t: Tensor, features: Tensor, dropped: Tensor) -> Tensor:
         """Noised latents [I, C, h, w], times [I], visual tokens [I, n, F] -> velocity [I, C, h, w].
