@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diptych.backbones.vision import load_image_encoder
+from diptych.diffusion.sampler import starting_noise
 from diptych.models.checkpoint import load_morph
-from diptych.models.pixel_decoder import PixelDecoder, VisualTokens, load_pixel_decoder, starting_noise
+from diptych.models.pixel_decoder import PixelDecoder, VisualTokens, load_pixel_decoder
 from diptych.models.vpit_checkpoint import build_vpit_morph, save_vpit
 from diptych.settings import PixelDecoderConfig
 from tiny_pixel_decoder import IMAGE_SIZE, build_decoder, decoder_recipe, load_encoder, write_parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import torch
@@ -47,3 +47,9 @@ SAMPLERS = {"euler": sample_euler, "heun": sample_heun}
 
 def _at(t: float, x: Tensor) -> Tensor:
     return torch.full((x.shape[0],), t, dtype=x.dtype, device=x.device)
+
+
+def starting_noise(images: Iterable[int], shape: tuple[int, ...], *, seed: int) -> Tensor:
+    """Standard normal noise [I, *shape], that of image k from (seed, k) alone."""
+    generators = [torch.Generator().manual_seed((seed * 1_000_003 + k) % 2**63) for k in images]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])

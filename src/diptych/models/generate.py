@@ -16,7 +16,8 @@ from diptych.config import Recipe
 from diptych.data.formats import Message
 from diptych.data.images import tensor_to_image
 from diptych.data.tokenize import build_prompt
-from diptych.models.conversation import Conversation, Part, check_options, parse_conversation
+from diptych.diffusion.sampler import starting_noise
+from diptych.models.conversation import Conversation, Part, check_guidance, check_options, parse_conversation
 from diptych.models.decoding import decode_text
 from diptych.models.drawing import draw_latents, guided_forms
 from diptych.models.xfusion_building import XFusionModel
@@ -116,11 +117,8 @@ class Morph:
         trained_without_text = self.recipe.objective.text_cond_dropout_prob > 0
         if guidance_scale is None:
             guidance_scale = self.recipe.sample.guidance_scale if trained_without_text else 1.0
-        elif guidance_scale != 1.0 and not trained_without_text:
-            raise ValueError(
-                f"guidance_scale {guidance_scale:g} needs a morph trained with objective.text_cond_dropout_prob above "
-                "0; this one knows no image without its text: set it to 1"
-            )
+        needs = "objective.text_cond_dropout_prob"
+        check_guidance("guidance_scale", guidance_scale, is_trained=trained_without_text, needs=needs)
         parsed = [self._parse(messages) for messages in conversations]
         draws = [generation_mode == "image" or (generation_mode == "auto" and not one.latents) for one in parsed]
         answers: list[list[Part]] = [[] for _ in parsed]
@@ -202,7 +200,7 @@ class Morph:
         latents = draw_latents(
             self.model,
             prompts,
-            torch.stack([torch.randn(shape, generator=_generator(seed, k)) for _, numbers in jobs for k in numbers]),
+            starting_noise([k for _, numbers in jobs for k in numbers], shape, seed=seed),
             objective=self.recipe.objective,
             guidance_scale=scale,
             image_guidance_scale=image_scale,
@@ -247,7 +245,3 @@ def _repeat_target(prompt: Stream, times: int) -> Stream:
     target = prompt.spans[-1]
     assert isinstance(target, ImageSpan)
     return Stream((*prompt.spans, *[replace(target, is_copy=True)] * (times - 1)))
-
-
-def _generator(seed: int, image: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 1_000_003 + image) % 2**63)

@@ -112,9 +112,9 @@ def decode_interleaved(
                 predicted = normalize(without + visual_guidance_scale * (predicted - without), dim=-1)
             places = torch.tensor([len(rows[running[i]].image or ()) for i in images], device=hidden.device)
             fed = predicted * shown[places, None]
-            _check_finite(predicted, [running[i] for i in images])
             for i, feature in zip(images, predicted, strict=True):
                 _take_feature(rows[running[i]], feature, model.num_image_tokens, end, only=generation_mode == "image")
+            _check_finite([(index, rows[index]) for index in (running[i] for i in images)])
             inputs[images] = model.connector(fed, places).to(inputs.dtype)
         kept = [i for i, index in enumerate(running) if not rows[index].done]
         if not kept:
@@ -151,9 +151,11 @@ def _take_feature(row: _Row, feature: Tensor, num_image_tokens: int, end: int, *
         row.done = only
 
 
-def _check_finite(predicted: Tensor, conversations: list[int]) -> None:
-    finite = torch.isfinite(predicted).all(dim=-1).tolist()
-    if broken := [str(index) for index, fine in zip(conversations, finite, strict=True) if not fine]:
+def _check_finite(drawing: list[tuple[int, _Row]]) -> None:
+    """Of images that have just been finished: looked at once, since looking waits for the device."""
+    finished = [(index, row.pieces[-1]) for index, row in drawing if row.image is None]
+    broken = [str(index) for index, made in finished if isinstance(made, Tensor) and not bool(made.isfinite().all())]
+    if broken:
         raise ValueError(
             f"the visual tokens predicted for conversation {', '.join(broken[:8])} are not finite; look at the morph's "
             "weights, its number format and visual_guidance_scale"

@@ -6,7 +6,6 @@ the visual tokens of one image encoder: those of real images, or those that a VP
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 from diptych.backbones.autoencoder import load_autoencoder
 from diptych.backbones.vision import ImageEncoder, load_image_encoder
 from diptych.config import Recipe
+from diptych.diffusion.sampler import starting_noise
 from diptych.distributed import compute_device
+from diptych.models.conversation import check_guidance
 from diptych.models.flow_decoder import FlowDenoiser
 from diptych.models.morph_files import (
     CONFIG,
@@ -215,19 +216,8 @@ class PixelDecoder(nn.Module):
             )
 
     def _check_guidance(self, scale: float) -> None:
-        if not math.isfinite(scale):
-            raise ValueError(f"guidance_scale must be a number, got {scale}")
-        if scale != 1.0 and not self.recipe.pixel_decoder_training.dropout_prob:
-            raise ValueError(
-                f"guidance_scale {scale:g} needs a pixel decoder trained with condition_dropout_prob above 0; "
-                "this one knows no image without its visual tokens: set sample.guidance_scale to 1"
-            )
-
-
-def starting_noise(images: Iterable[int], shape: tuple[int, ...], *, seed: int) -> Tensor:
-    """Standard normal noise [I, *shape], that of image k from (seed, k) alone."""
-    generators = [torch.Generator().manual_seed((seed * 1_000_003 + k) % 2**63) for k in images]
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        is_trained = self.recipe.pixel_decoder_training.dropout_prob > 0
+        check_guidance("guidance_scale", scale, is_trained=is_trained, needs="condition_dropout_prob")
 
 
 def build_pixel_decoder(recipe: Recipe, encoder: Any, *, autoencoder: Any = None) -> PixelDecoder:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 
 from diptych.backbones.assets import cache_root
 from diptych.backbones.vision import load_image_encoder
@@ -22,7 +22,7 @@ from diptych.distributed import compute_device
 from diptych.models.encoded_images import image_features, image_latents
 from diptych.models.method import LossSum
 from diptych.models.pixel_decoder import PixelDecoder, build_pixel_decoder
-from diptych.nn.connector import reduce_tokens
+from diptych.nn.connector import noised_tokens, reduce_tokens
 
 NUM_SHOWN = 8
 NUM_STANDARDISED = 2048
@@ -96,9 +96,7 @@ class PixelDecoderTraining(nn.Module):
         most = self.recipe.pixel_decoder_training.condition_noise
         if not most:
             return features
-        strength = most * torch.rand((), generator=generator)
-        noise = torch.randn(features.shape, generator=generator) / features.shape[-1] ** 0.5
-        return normalize(features + strength * noise, dim=-1)
+        return noised_tokens(features, most * torch.rand((), generator=generator), generator)
 
     def loss_counts(self, batch: PixelDecoderBatch) -> dict[str, float]:
         return {self.decoder.denoiser.loss_name: float(batch.latents.numel())}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from diptych.config import Recipe
 from diptych.data.formats import Message
 from diptych.data.images import tensor_to_image
 from diptych.data.tokenize import build_prompt, drop_text
-from diptych.models.conversation import Conversation, Part, check_options, parse_conversation
+from diptych.models.conversation import Conversation, Part, check_guidance, check_options, parse_conversation
 from diptych.models.interleaved_decoding import decode_interleaved
 from diptych.models.token_choice import stop_ids
 from diptych.models.vpit import VPiT, shown_tokens
@@ -146,7 +145,13 @@ class VPiTMorph:
         check_options(
             generation_mode=generation_mode, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
         )
-        self._check_guidance(visual_guidance_scale)
+        is_trained = self.recipe.vpit.text_cond_dropout_prob > 0
+        check_guidance(
+            "visual_guidance_scale",
+            visual_guidance_scale,
+            is_trained=is_trained,
+            needs="vpit.text_cond_dropout_prob",
+        )
         parsed = [parse_conversation(c, image_size=self.encoder.preprocessing.image_size) for c in conversations]
         answers: list[list[str | Tensor]] = []
         for start in range(0, len(parsed), max_batch_size):
@@ -186,15 +191,6 @@ class VPiTMorph:
         drawn = {p for message in messages if message.role == "assistant" for p in message.parts if isinstance(p, int)}
         shown = shown_tokens(config.num_image_tokens, config.visual_input_dropout)[:, None]
         return [own * shown.to(own.device) if index in drawn else own for index, own in enumerate(tokens)]
-
-    def _check_guidance(self, scale: float) -> None:
-        if not math.isfinite(scale):
-            raise ValueError(f"visual_guidance_scale must be a number, got {scale}")
-        if scale != 1.0 and not self.recipe.vpit.text_cond_dropout_prob:
-            raise ValueError(
-                f"visual_guidance_scale {scale:g} needs a morph trained with vpit.text_cond_dropout_prob above 0; this "
-                "one knows no drawing without its text: leave it at 1"
-            )
 
     def _prompt(self, messages: tuple[Message, ...], tokens: list[Tensor]) -> Stream:
         return build_prompt(

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
@@ -25,6 +24,7 @@ from diptych.models.vpit_checkpoint import save_vpit
 from diptych.models.vpit_morph import VPiTMorph
 from diptych.nn.boundary_tokens import embedded_rows
 from diptych.nn.chunked_loss import chunked_cross_entropy
+from diptych.nn.connector import noised_tokens
 from diptych.nn.linear_head_loss import linear_head_cross_entropy
 from diptych.nn.visual_losses import visual_loss
 from diptych.sequence import Batch, ImageSpan, pack
@@ -119,8 +119,7 @@ class VPiTTraining(nn.Module):
         """A target's visual tokens [n, F] as inputs: noised, then some of them hidden (zeros)."""
         config = self.recipe.vpit
         if config.visual_input_noise:
-            noise = torch.randn(target.shape, generator=generator) / target.shape[-1] ** 0.5
-            target = normalize(target + config.visual_input_noise * noise, dim=-1)
+            target = noised_tokens(target, config.visual_input_noise, generator)
         if config.visual_input_dropout:
             kept = torch.rand(len(target), 1, generator=generator) >= config.visual_input_dropout
             target = target * kept

@@ -31,6 +31,12 @@ def reduce_tokens(features: Tensor, num_tokens: int) -> Tensor:
     return reduced
 
 
+def noised_tokens(features: Tensor, strength: float | Tensor, generator: torch.Generator) -> Tensor:
+    """Visual tokens [..., F] with normal noise of that standard deviation over their norm, of length 1 again."""
+    noise = torch.randn(features.shape, generator=generator) / features.shape[-1] ** 0.5
+    return normalize(features + strength * noise, dim=-1)
+
+
 class Connector(nn.Module):
     """Visual tokens [..., F] -> embeddings of the language model [..., D]: two layers with a GELU, or one layer.
 

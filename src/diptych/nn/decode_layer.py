@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from diptych.nn.layer_parts import Rope, is_pre_norm
+from diptych.nn.layer_parts import Rope, is_pre_norm, split_heads
 
 SPARE = 64
 """Tokens of room that a cache takes beyond what it must hold."""
@@ -76,8 +76,8 @@ def decode_layer(layer: Any, states: Tensor, rope: Rope, cache: LayerCache) -> T
 def _attention(attention: Any, x: Tensor, rope: Rope, cache: LayerCache) -> Tensor:
     """Normed states [B, w] -> what their heads attend to, [B, heads * head_dim]."""
     rows, size = x.shape[0], attention.head_dim
-    query = _norm_heads(_product(attention.q_proj, x), getattr(attention, "q_norm", None), size)
-    key = _norm_heads(_product(attention.k_proj, x), getattr(attention, "k_norm", None), size)
+    query = split_heads(attention, _product(attention.q_proj, x), getattr(attention, "q_norm", None), apply=_norm)
+    key = split_heads(attention, _product(attention.k_proj, x), getattr(attention, "k_norm", None), apply=_norm)
     value = _product(attention.v_proj, x).view(rows, -1, size)
     heads, kv_heads = query.shape[1], key.shape[1]
     if getattr(attention, "use_rope", True):
@@ -108,13 +108,6 @@ def _rotate(x: Tensor, rope: Rope) -> Tensor:
     turned = x.roll(half, dims=-1)
     turned[..., :half].neg_()
     return torch.addcmul(x * cos, turned, sin)
-
-
-def _norm_heads(x: Tensor, norm: Any, size: int) -> Tensor:
-    """[B, heads * size] -> [B, heads, size], with the family's norm of queries or keys where it has one."""
-    if norm is None or norm.weight.shape[0] != size:
-        return (x if norm is None else _norm(norm, x)).view(len(x), -1, size)
-    return _norm(norm, x.view(len(x), -1, size))
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Tokens are packed: hidden states are [N, width], queries and keys [N, heads, hea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,27 +56,29 @@ def _rotate(x: Tensor, rope: Rope) -> Tensor:
     return x * cos + turned * sin
 
 
-def _heads(attention: Any, x: Tensor, norm: Any) -> Tensor:
-    """[N, heads * head_dim] -> [N, heads, head_dim], with the family's query / key norm where it has one."""
+def split_heads(
+    attention: Any, x: Tensor, norm: Any, *, apply: Callable[[Any, Tensor], Tensor] = lambda norm, x: norm(x)
+) -> Tensor:
+    """[N, heads * head_dim] -> [N, heads, head_dim], normed (by `apply`) where the family norms queries or keys."""
     if norm is None:
         return x.view(x.shape[0], -1, attention.head_dim)
     if norm.weight.shape[0] == attention.head_dim:
-        return norm(x.view(x.shape[0], -1, attention.head_dim))
-    return norm(x).view(x.shape[0], -1, attention.head_dim)
+        return apply(norm, x.view(x.shape[0], -1, attention.head_dim))
+    return apply(norm, x).view(x.shape[0], -1, attention.head_dim)
 
 
 def project_query(layer: Any, x: Tensor, rope: Rope) -> Tensor:
     """Queries of normed states x [N, width] -> [N, heads, head_dim], rotated."""
     attention = layer.self_attn
-    query = _heads(attention, attention.q_proj(x), getattr(attention, "q_norm", None))
+    query = split_heads(attention, attention.q_proj(x), getattr(attention, "q_norm", None))
     return _rotate(query, rope) if getattr(attention, "use_rope", True) else query
 
 
 def project_key_value(layer: Any, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
     """Keys (rotated) and values of normed states x [N, width] -> two [N, kv_heads, head_dim]."""
     attention = layer.self_attn
-    key = _heads(attention, attention.k_proj(x), getattr(attention, "k_norm", None))
-    value = _heads(attention, attention.v_proj(x), None)
+    key = split_heads(attention, attention.k_proj(x), getattr(attention, "k_norm", None))
+    value = split_heads(attention, attention.v_proj(x), None)
     return (_rotate(key, rope) if getattr(attention, "use_rope", True) else key), value
 
 
