@@ -67,9 +67,11 @@ def literal(network: Any, latents: torch.Tensor, t: torch.Tensor) -> torch.Tenso
     ).sample
 
 
-def build(folder: Path, **tower: Any) -> Any:
+def build(folder: Path, *, objective: dict[str, Any] | None = None, **tower: Any) -> Any:
     settings = {"layers": [0, 2], "time_conditioning": "adaln", "boundary_tokens": False, "patch_size": 2}
-    recipe = tiny_recipe(vision_tower=settings | {"diffusion_transformer": str(folder)} | tower)
+    recipe = tiny_recipe(
+        vision_tower=settings | {"diffusion_transformer": str(folder)} | tower, objective=objective or {}
+    )
     return build_morph(recipe, language=build_language(), autoencoder=FakeAutoencoder(), cached=False)
 
 
@@ -134,6 +136,14 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], said: str, tmp_pa
     build_dit().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=said):
         build(tmp_path, **changes)
+
+
+def test_it_is_said_that_it_learnt_with_another_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_dit().save_pretrained(tmp_path)
+    build(tmp_path)
+    assert "objective.prediction epsilon and objective.schedule ddpm_linear" in capsys.readouterr().err
+    build(tmp_path, objective={"prediction": "epsilon", "schedule": "ddpm_linear"})
+    assert not capsys.readouterr().err
 
 
 def test_layers_that_embed_the_time_differently_are_refused(tmp_path: Path) -> None:

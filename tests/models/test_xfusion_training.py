@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from diptych.backbones.weight_hash import hash_module
+from diptych.config import build_recipe
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.models.checkpoint import build_morph
 from diptych.models.method import Method
 from diptych.models.xfusion_training import XFusionTraining
 from diptych.train.optim import build_optimizer
-from tiny_xfusion import FakeAutoencoder, build_language, tiny_recipe
+from tiny_xfusion import PATCH, FakeAutoencoder, build_language, tiny_recipe
 
 NAMES = ("red", "green", "blue", "white")
 
 
-@pytest.fixture
-def training(tmp_path: Path) -> XFusionTraining:
+def _build(tmp_path: Path, **settings: Any) -> XFusionTraining:
     (tmp_path / "images").mkdir()
     draw, read = [], []
     for name in NAMES:
@@ -40,8 +43,14 @@ def training(tmp_path: Path) -> XFusionTraining:
         data={"sources": [{"path": str(tmp_path / "draw.jsonl"), "weight": 2}, {"path": str(tmp_path / "read.jsonl")}]},
         cache_dir=str(tmp_path / "cache"),
         sample={"prompts": ["Draw red."], "num_inference_steps": 2},
+        **settings,
     )
     return XFusionTraining(recipe, build_morph(recipe, language=build_language(), autoencoder=FakeAutoencoder()))
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> XFusionTraining:
+    return _build(tmp_path)
 
 
 def _stir(training: XFusionTraining) -> None:
@@ -167,8 +176,20 @@ def test_exactly_the_vision_tower_learns_and_the_language_model_keeps_its_bytes(
     assert hash_module(training.morph.language_model) == before
 
 
-def test_frozen_weights_take_no_byte_of_gradients_or_optimiser_state(training: XFusionTraining) -> None:
+FROZEN = {
+    "dual": {},
+    "narrow": {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "gated": {"layer_design": "gated"},
+    "projection": {"layer_design": "projection", "hidden_size": 16, "intermediate_size": 32},
+    "x_fuse": {"x_fuse": "both"},
+}
+
+
+@pytest.mark.parametrize("tower", FROZEN.values(), ids=FROZEN)
+def test_frozen_weights_take_no_byte_of_gradients_or_optimiser_state(tmp_path: Path, tower: dict[str, Any]) -> None:
     """16 bytes for every trained number (weight, gradient, two moments), 4 for every frozen one, and a step counter."""
+    training = _build(tmp_path, vision_tower={"patch_size": PATCH, "time_conditioning": "adaln"} | tower)
+    _stir(training)  # off the zeros behind which some would get no gradient at first
     trained = training.trainable_parameters()
     optimizer = build_optimizer(trained, training.recipe.train)
     total = sum((loss.total for loss in training(training.build_batch(PICKS, seed=0)).values()), torch.zeros(()))
@@ -194,11 +215,76 @@ def test_text_to_image_never_runs_the_text_tower_after_the_first_epoch(training:
     assert training.model.text_states.num_computed == computed > 0
 
 
-def test_the_untrained_flow_loss_is_the_velocitys_own_size(training: XFusionTraining) -> None:
-    """The head starts at zero, so the loss is |noise - data|^2."""
+PATHS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "flow": (lambda t: 1 - t, lambda t: t),
+    "ddpm_cosine": (lambda t: torch.cos(math.pi / 2 * t), lambda t: torch.sin(math.pi / 2 * t)),
+    "ddpm_linear": (
+        lambda t: torch.exp(-0.05 * t - 4.975 * t**2),
+        lambda t: torch.sqrt(1 - torch.exp(-0.1 * t - 9.95 * t**2)),
+    ),
+}
+"""What is left of the data, and how much noise there is, at t."""
+
+
+@pytest.mark.parametrize("schedule", PATHS)
+@pytest.mark.parametrize("prediction", ["velocity", "epsilon", "data"])
+def test_an_untrained_tower_errs_by_the_whole_of_what_it_is_to_predict(
+    tmp_path: Path, prediction: str, schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head starts at zero, so that the loss is the target's own size; the tower is shown the schedule's mixture."""
+    training = _build(tmp_path, objective={"prediction": prediction, "schedule": schedule})
     batch = training.build_batch(PICKS, seed=3)
-    data = batch.batch.images[batch.batch.image_is_target]
-    torch.testing.assert_close(training(batch)["flow"].total, (batch.noise - data).square().sum())
+    data = batch.batch.images[batch.batch.image_is_target].double()
+    t, noise = batch.t.double()[:, None, None, None].requires_grad_(), batch.noise.double()
+    left, added = (part(t) for part in PATHS[schedule])
+    slopes = [torch.autograd.grad(part.sum(), t, retain_graph=True)[0] for part in (left, added)]
+    target = {"velocity": slopes[0] * data + slopes[1] * noise, "epsilon": noise, "data": data}[prediction]
+    shown: list[Tensor] = []
+    outputs = training.model.outputs
+
+    def watched(packed: Any, plan: Any, noised: Tensor, *rest: Any, **named: Any) -> Any:
+        shown.append(noised)
+        return outputs(packed, plan, noised, *rest, **named)
+
+    monkeypatch.setattr(training.model, "outputs", watched)
+    total = training(batch)["flow"].total
+    torch.testing.assert_close(total.double(), target.square().sum(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(shown[0].double(), left * data + added * noise, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("density", ["uniform", "logit_normal"])
+def test_times_have_the_recipes_density_and_shift(tmp_path: Path, density: str, shift: float) -> None:
+    """By Kolmogorov and Smirnov: below 1.95 / sqrt(n) in 999 of 1,000 cases."""
+    training = _build(tmp_path, objective={"timestep_sampling": density, "timestep_shift": shift})
+    t = torch.cat([training.build_batch([(draw, 0, 0)], seed=0).t for draw in range(400)]).sort().values
+    straight = t / (shift - (shift - 1) * t)
+    expected = straight if density == "uniform" else torch.special.ndtr(torch.logit(straight))
+    seen = torch.arange(1, 401) / 400
+    assert float((expected - seen).abs().max()) < 1.95 / 20
+
+
+def test_requests_are_dropped_whole_at_the_rate_of_image_cond_dropout_prob(tmp_path: Path) -> None:
+    """Text alone at one rate, text and the request's images at another, what is asked about never."""
+    training = _build(tmp_path, objective={"text_cond_dropout_prob": 0.2, "image_cond_dropout_prob": 0.3})
+    path = tmp_path / "edit.jsonl"
+    messages = [
+        {"role": "user", "content": "<image>\nMake it green."},
+        {"role": "assistant", "content": "<image>"},
+    ]
+    path.write_text(json.dumps({"messages": messages, "images": ["images/red.png", "images/green.png"]}) + "\n")
+    training = XFusionTraining(
+        build_recipe(training.recipe.model_dump() | {"data": {"sources": [{"path": str(path)}]}}), training.morph
+    )
+    kinds = []
+    for draw in range(400):
+        packed = training.build_batch([(draw, 0, 0)], seed=0).batch
+        said = "green" in training.morph.tokenizer.decode(packed.token_ids[~packed.is_image])
+        kinds.append((said, int(packed.image_is_target.numel())))
+    shares = {kind: kinds.count(kind) / 400 for kind in set(kinds)}
+    assert shares.keys() == {(True, 2), (False, 2), (False, 1)}
+    assert abs(shares[False, 2] - 0.2) < 0.06
+    assert abs(shares[False, 1] - 0.3) < 0.07
 
 
 def test_the_grid_shows_the_fixed_prompts(training: XFusionTraining) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from diptych.models.morph_files import (
 )
 from diptych.models.xfusion_building import build_xfusion, build_xfusion_skeleton
 from diptych.nn.layer_parts import check_routable
+from diptych.nn.towers.diffusion_layers import PretrainedTower
 from diptych.nn.towers.vision_tower import VisionTower
 
 TRANSFORMER = "diffusion_transformer"
@@ -84,6 +86,7 @@ def build_morph(
         else:
             transformer_config = read_transformer_config(name)
             pretrained = load_diffusion_transformer(name, latent_size=size)
+            _note_another_objective(pretrained, recipe)
     model = build_xfusion(
         recipe,
         language.model,
@@ -114,6 +117,17 @@ def build_morph(
         recipe=recipe,
         cache_dir=cache_dir,
     )
+
+
+def _note_another_objective(pretrained: PretrainedTower, recipe: Recipe) -> None:
+    learnt, wanted = ((one.prediction, one.schedule) for one in (pretrained, recipe.objective))
+    if learnt != wanted:
+        said = "objective.prediction {} and objective.schedule {}"
+        print(
+            f"note: {recipe.vision_tower.diffusion_transformer} was trained with {said.format(*learnt)}; with "
+            f"{said.format(*wanted)} it has to learn them anew",
+            file=sys.stderr,
+        )
 
 
 def _start_from(tower: VisionTower, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
