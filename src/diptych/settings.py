@@ -176,6 +176,12 @@ class TrainConfig(Settings):
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     per_device_train_batch_size: int = Field(default=32, gt=0)
+    packing_length: int | None = Field(
+        default=None,
+        gt=0,
+        description="tokens of a micro-batch: samples of unequal length fill it, best fit, in place of "
+        "per_device_train_batch_size of them",
+    )
     gradient_accumulation_steps: int = Field(default=1, gt=0)
     gradient_checkpointing: bool = Field(default=False, description="recompute activations in backward: less memory")
     learning_rates: dict[str, float] = Field(

@@ -33,13 +33,23 @@ class ToyBatch:
     draws: tuple[int, ...]
 
 
+class Broken(ValueError):
+    kind = "broken"
+
+
 class ToyMethod(nn.Module):
     """`kinds`: mixed (draw by draw), text, image, or pairs (draws 2k and 2k + 1 alike, by chance); `noise`: global
     randomness in forward; `poison`: {draw: site} puts a NaN at a site (text, image, gradient) in the batch that holds
-    the draw."""
+    the draw; `broken`: samples (source, index) that cannot be used."""
 
     def __init__(
-        self, *, kinds: str = "mixed", noise: float = 0.0, poison: dict[int, str] | None = None, width: int = WIDTH
+        self,
+        *,
+        kinds: str = "mixed",
+        noise: float = 0.0,
+        poison: dict[int, str] | None = None,
+        width: int = WIDTH,
+        broken: Iterable[tuple[int, int]] = (),
     ) -> None:
         super().__init__()
         self.loss_weights = {"text": 0.2, "image": 1.0}
@@ -49,7 +59,7 @@ class ToyMethod(nn.Module):
         self.image_block = nn.Sequential(nn.Linear(width, width + 1), nn.Tanh())
         self.scale = nn.Parameter(torch.ones(3))
         self.unused = nn.Parameter(torch.ones(5, 2))
-        self.kinds, self.noise, self.poison = kinds, noise, poison or {}
+        self.kinds, self.noise, self.poison, self.broken = kinds, noise, poison or {}, set(broken)
         self.built: list[tuple[int, int, int]] = []
         self.grids = 0
 
@@ -57,6 +67,9 @@ class ToyMethod(nn.Module):
         return NUM_SAMPLES
 
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> ToyBatch:
+        for _, source, index in picks:
+            if (source, index) in self.broken:
+                raise Broken(f"sample {index} of source {source} is broken")
         self.built += picks
         rows, is_text, items = [], [], []
         for draw, source, index in picks:
@@ -66,6 +79,13 @@ class ToyMethod(nn.Module):
             is_text.append({"mixed": draw % 3 == 0, "text": True, "image": False, "pairs": mix == 0}[self.kinds])
             items.append(1 + draw % 4)
         return ToyBatch(torch.stack(rows), torch.tensor(is_text), torch.tensor(items), tuple(p[0] for p in picks))
+
+    def num_tokens(self, pick: tuple[int, int, int], *, seed: int) -> int:
+        """3 to 9, by the sample."""
+        del seed
+        if pick[1:] in self.broken:
+            raise Broken(f"sample {pick[2]} of source {pick[1]} is broken")
+        return 3 + (5 * pick[1] + 3 * pick[2]) % 7
 
     def loss_counts(self, batch: ToyBatch) -> dict[str, float]:
         text = float(batch.items[batch.is_text].sum())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diptych.models.vpit import Rows, VPiT
+from diptych.models.vpit import Rows, VPiT, run_packed
 from diptych.nn.cut_decoder import cut_decoder, run
 from diptych.sequence import Batch
 
@@ -37,7 +37,7 @@ class FrozenLayers:
             self._compute(batch, rows, features, keys, missing)
         device = batch.token_ids.device
         states = torch.cat([self._kept[key] for key in keys]).to(device)
-        return run(self.upper, states[rows.index])[rows.row, rows.column]
+        return run_packed(self.upper, states, rows)
 
     @torch.no_grad()
     def _compute(

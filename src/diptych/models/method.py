@@ -38,6 +38,11 @@ class Method(Protocol):
         depend on micro-batching, packing, rank or worker."""
         ...
 
+    def num_tokens(self, pick: tuple[int, int, int], *, seed: int) -> int:
+        """How many tokens `build_batch` would make of one pick: what packing asks for. Raises ValueError for a sample
+        that cannot be used."""
+        ...
+
     def loss_counts(self, batch: Any) -> dict[str, float]:
         """The `count` that each loss of `forward(batch)` will have, known without running the model."""
         ...

@@ -15,26 +15,44 @@ from torch import Tensor, nn
 
 from diptych.nn.boundary_tokens import BoundaryTokens
 from diptych.nn.connector import Connector, VisualHead
+from diptych.nn.row_attention import run_by_rows
 from diptych.sequence import IGNORE_INDEX, Batch
+
+WORTH_ROWS = 1.15
+"""From so many times the tokens on, padding costs more than laying out queries, keys and values in every layer."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """Packed tokens as padded rows: `index` [S, T] holds the packed position of each token (0 where padded), `row`
-    and `column` [N] where each packed token lies. Padding stands at the end: under causal attention nobody sees it."""
+    and `column` [N] where each packed token lies. Padding stands at the end: under causal attention nobody sees it.
+
+    `by_rows`: so much is padding that only the attention should see it (`attends_by_rows`)."""
 
     index: Tensor
     row: Tensor
     column: Tensor
+    by_rows: bool = False
 
     def to(self, device: torch.device | str) -> Rows:
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+        return replace(self, index=self.index.to(device), row=self.row.to(device), column=self.column.to(device))
 
 
-def build_rows(batch: Batch) -> Rows:
+def build_rows(batch: Batch, *, longest_by_rows: int = 0) -> Rows:
+    """`longest_by_rows`: the longest sample whose attention alone may see the padding; 0: the language model cannot."""
     index = torch.zeros(batch.num_samples, int(batch.positions.max()) + 1, dtype=torch.long)
     index[batch.sample_ids, batch.positions] = torch.arange(len(batch.positions))
-    return Rows(index, batch.sample_ids, batch.positions)
+    by_rows = index.shape[1] <= longest_by_rows and index.numel() > WORTH_ROWS * len(batch.positions)
+    return Rows(index, batch.sample_ids, batch.positions, by_rows)
+
+
+def run_packed(decoder: Any, embeddings: Tensor, rows: Rows) -> Tensor:
+    """Packed embeddings [N, D] -> the decoder's last hidden states [N, D]."""
+    if rows.by_rows:
+        places = rows.row * rows.index.shape[1] + rows.column
+        return run_by_rows(decoder, embeddings, rows.column, rows.index, places)
+    hidden = decoder(inputs_embeds=embeddings[rows.index], use_cache=False).last_hidden_state
+    return hidden[rows.row, rows.column]
 
 
 @dataclass(frozen=True)
@@ -116,8 +134,7 @@ class VPiT(nn.Module):
     def states(self, batch: Batch, rows: Rows, features: Tensor | None) -> Tensor:
         """Final states [N, D] of a packed batch; features [I, n, F] are the visual inputs of all its images."""
         embeddings = self.embed(batch.token_ids, batch.is_image, features)
-        hidden = self.decoder(inputs_embeds=embeddings[rows.index], use_cache=False).last_hidden_state
-        return hidden[rows.row, rows.column]
+        return run_packed(self.decoder, embeddings, rows)
 
     def text_logits(self, states: Tensor) -> Tensor:
         """Final states [N, D] -> logits over the vocabulary with the boundary tokens in it."""

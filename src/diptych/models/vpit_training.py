@@ -26,6 +26,7 @@ from diptych.nn.boundary_tokens import embedded_rows
 from diptych.nn.chunked_loss import chunked_cross_entropy
 from diptych.nn.connector import noised_tokens
 from diptych.nn.linear_head_loss import linear_head_cross_entropy
+from diptych.nn.row_attention import longest_by_rows
 from diptych.nn.visual_losses import visual_loss
 from diptych.sequence import Batch, ImageSpan, pack
 from diptych.sequence import Sequence as Stream
@@ -70,6 +71,7 @@ class VPiTTraining(nn.Module):
         self.features = image_features(morph.encoder, recipe.vpit.num_image_tokens, cache_dir=morph.cache_dir)
         self.features.prepare({image for samples in self.sources for sample in samples for image in sample.images})
         self._streams: dict[tuple[int, int, bool], Stream] = {}
+        self.longest_by_rows = longest_by_rows(self.model.decoder)
         self._trained = trained_parameters(self.model, recipe)
         self.train()
         if not any(name.startswith("language_model.") for name in self._trained):
@@ -100,7 +102,11 @@ class VPiTTraining(nn.Module):
         batch = pack(streams, image_predicts_text=True)
         supervision = find_supervision(batch, self.model.boundary_tokens.token_ids[0])
         return VPiTBatch(
-            batch, build_rows(batch), supervision, torch.stack(inputs) if inputs else torch.zeros(0), tuple(keys)
+            batch,
+            build_rows(batch, longest_by_rows=self.longest_by_rows),
+            supervision,
+            torch.stack(inputs) if inputs else torch.zeros(0),
+            tuple(keys),
         )
 
     def _standardise(self) -> None:

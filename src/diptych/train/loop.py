@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from diptych import distributed
 from diptych.config import Recipe
 from diptych.data.mixture import build_mixture
 from diptych.models.method import LossSum, Method
+from diptych.train.agreement import Agreement, agree
+from diptych.train.batch_plan import Share, build_batch_plan, describe_batches
 from diptych.train.checkpoint import CheckpointWriter, find_checkpoint
 from diptych.train.durable import only_writer, remove_incomplete, replace_file
 from diptych.train.interrupt import Interrupt
@@ -32,7 +33,7 @@ from diptych.train.optim import (
     training_progress,
 )
 from diptych.train.outputs import write_grid, write_morph
-from diptych.train.prefetch import DrawPlan, MicroBatch, Prefetcher
+from diptych.train.prefetch import MicroBatch, Prefetcher, StepBatches
 from diptych.train.progress import Pace, TrainDisplay
 from diptych.train.run_state import (
     Progress,
@@ -52,28 +53,20 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. `losses`: means of the last row of the log; `loader_wait`: share of step time spent waiting for
-    batches, the first step of the session left out; `exit_code`: 130 or 143 after Ctrl-C or SIGTERM, otherwise 0."""
+    """How a run ended. `losses`: means of the last row of the log; `skipped_samples`: how many of each kind;
+    `loader_wait`: share of step time spent waiting for batches, the first step of the session left out; `exit_code`:
+    130 or 143 after Ctrl-C or SIGTERM, otherwise 0."""
 
     step: int
     train_seconds: float
     skipped_steps: int
+    skipped_samples: dict[str, int]
     losses: dict[str, float]
     loader_wait: float
     samples_per_second: float
     interrupted: bool
     exit_code: int
     morph: Path
-
-
-@dataclass(frozen=True)
-class _Agreement:
-    """What all ranks know alike before a step: counts of its losses, rank 0's clock, who wants to stop, and how."""
-
-    counts: dict[str, float]
-    train_seconds: float
-    exit_code: int
-    stop: bool
 
 
 def run_training(recipe: Recipe, method: Method, *, stop: threading.Event | None = None) -> TrainResult:
@@ -131,9 +124,10 @@ class _Run:
             step=progress.step,
             train_seconds=progress.train_seconds,
             skipped_steps=progress.skipped_steps,
+            skipped_samples=dict(progress.samples.by_kind),
             losses=self.losses,
             loader_wait=self.pace.wait_share,
-            samples_per_second=self.pace.steps_per_second * self.plan.samples_per_step,
+            samples_per_second=self.pace.samples_per_second,
             interrupted=interrupted,
             exit_code=exit_code,
             morph=self.output / "morph",
@@ -153,15 +147,10 @@ class _Run:
         recipe, config = self.recipe, self.recipe.train
         self.device = distributed.compute_device()
         self.dtype = distributed.resolve_dtype(recipe.dtype, self.device)
-        self.plan = DrawPlan(
-            config.per_device_train_batch_size,
-            config.gradient_accumulation_steps,
-            distributed.world_size(),
-            distributed.rank(),
-        )
+        self.share = Share(config.gradient_accumulation_steps, distributed.world_size(), distributed.rank())
         num_samples = self.method.num_samples()
         self.mixture = build_mixture(recipe, num_samples)
-        self.run = describe_run(recipe, num_samples=num_samples, samples_per_step=self.plan.samples_per_step)
+        self.run = describe_run(recipe, num_samples=num_samples, batches=describe_batches(recipe, self.share))
         self.frozen = self.method.frozen_hashes()
         self.trained = TrainedMethod(self.method, self.device)
         parameters = self.trained.parameters
@@ -175,14 +164,17 @@ class _Run:
         """Steps until the end or an interruption; gives the exit code and whether it was interrupted."""
         config, progress = self.recipe.train, self.state.progress
         session_start = time.perf_counter() - progress.train_seconds
-        with Prefetcher(
-            self.method,
+        seed = self.recipe.seed
+        plan = build_batch_plan(
+            self.recipe,
             self.mixture,
-            self.plan,
-            seed=self.recipe.seed,
+            self.share,
+            num_tokens=lambda pick: self.method.num_tokens(pick, seed=seed),
             first_step=self.first_step,
-            last_step=config.max_steps,
-        ) as loader:
+            state=progress.data_state,
+        )
+        num_steps, depth = config.max_steps - self.first_step, max(2, 4 // config.gradient_accumulation_steps)
+        with Prefetcher(self.method, plan, seed=seed, num_steps=num_steps, depth=depth) as loader:
             while progress.step < config.max_steps:
                 step_start = time.perf_counter()
                 batches = loader.next_step()
@@ -191,37 +183,46 @@ class _Run:
                     break
                 if agreed.stop:
                     return agreed.exit_code, True
+                self._count_samples(batches, agreed)
                 self._step(batches, agreed)
                 now = time.perf_counter()
                 progress.step += 1
+                progress.data_state = batches.state
                 progress.train_seconds = now - session_start
-                self.row_pace.add(now - step_start, loader.last_wait)
+                self.row_pace.add(now - step_start, loader.last_wait, agreed.num_samples)
                 if progress.step > self.first_step + 1:
-                    self.pace.add(now - step_start, loader.last_wait)
+                    self.pace.add(now - step_start, loader.last_wait, agreed.num_samples)
                 self._after_step(progress.step)
         return 0, False
 
-    def _agree(self, batches: Sequence[MicroBatch], train_seconds: float) -> _Agreement:
-        """One sum over ranks. Raises CheckpointError in every rank if a checkpoint failed in the background."""
-        names = sorted(self.method.loss_weights)
-        counts = [float(sum(batch.counts[name] for batch in batches)) for name in names]
-        clock = train_seconds if distributed.is_main() else 0.0
-        asked = self.stop is not None and self.stop.is_set()
-        signals = [float(self.interrupt.signal == number) for number in (signal.SIGINT, signal.SIGTERM)]
-        summed = distributed.sum_floats(
-            [*counts, clock, float(asked), *signals, float(self.writer.failure is not None)]
+    def _agree(self, step: StepBatches, train_seconds: float) -> Agreement:
+        """Raises CheckpointError in every rank if a checkpoint failed in the background."""
+        agreed = agree(
+            step,
+            names=sorted(self.method.loss_weights),
+            tally=self.state.progress.samples,
+            train_seconds=train_seconds,
+            asked=self.stop is not None and self.stop.is_set(),
+            caught=self.interrupt.signal,
+            writing_failed=self.writer.failure is not None,
         )
-        clock, asked, by_ctrl_c, by_sigterm, failed = summed[len(names) :]
-        if failed:
+        if agreed.writing_failed:
             self.writer.raise_failure()
-        exit_code = 128 + signal.SIGINT if by_ctrl_c else 128 + signal.SIGTERM if by_sigterm else 0
-        counted = dict(zip(names, summed[: len(names)], strict=True))
-        return _Agreement(counted, clock, exit_code, stop=bool(asked or by_ctrl_c or by_sigterm))
+        return agreed
 
-    def _step(self, batches: Sequence[MicroBatch], agreed: _Agreement) -> None:
+    def _count_samples(self, step: StepBatches, agreed: Agreement) -> None:
+        """Raises TooManyBadSamples, in every rank, where more were skipped than the recipe allows."""
+        tally = self.state.progress.samples
+        seen = agreed.num_samples + agreed.num_skipped
+        for line in tally.add(step.skipped, num_seen=seen, num_skipped=agreed.num_skipped):
+            self.display.say(line)
+        tally.in_a_row = agreed.in_a_row
+        tally.check(max_fraction=self.recipe.data.max_bad_fraction, too_many_in_a_row=agreed.too_many_in_a_row)
+
+    def _step(self, step: StepBatches, agreed: Agreement) -> None:
         """One optimisation step. Raises NonFiniteError, with nothing changed, if it must not be taken or skipped."""
         config, state = self.recipe.train, self.state
-        local_totals = self._accumulate(batches, agreed.counts)
+        local_totals = self._accumulate(step.micro_batches, agreed.counts)
         gradients = self.trained.finish_backward()
         names = list(local_totals)
         summed = distributed.sum_floats([*local_totals.values(), squared_norm(gradients)])
@@ -231,7 +232,7 @@ class _Run:
         if not broken and not math.isfinite(norm):
             broken = [f"the norm of the gradient is {norm}"]
         if broken:
-            self._skip_or_stop(broken)
+            self._skip_or_stop(broken, draws=step.draws)
             return
         clip_gradients(gradients, norm, config.max_grad_norm)
         self.rate = learning_rate(state.progress.step, agreed.train_seconds, config)
@@ -251,14 +252,14 @@ class _Run:
             batch = move_to(micro.batch, self.device)
             with self._autocast():
                 losses = self.trained(batch)
-            _check_losses(losses, micro.counts, names)
+            if micro.weight:
+                _check_losses(losses, micro.counts, names)
             objective = torch.zeros((), device=self.device)
             for name in names:
-                totals[name] += losses[name].total.detach().double()
+                totals[name] += micro.weight * losses[name].total.detach().double()
                 if counts[name]:  # FSDP2 takes the mean over ranks, and the sum is meant
-                    objective = objective + losses[name].total.float() * (
-                        weights[name] * self.plan.world_size / counts[name]
-                    )
+                    scale = micro.weight * weights[name] * self.share.world_size / counts[name]
+                    objective = objective + losses[name].total.float() * scale
             if objective.requires_grad:
                 objective.backward()
         return dict(zip(names, torch.stack(list(totals.values())).tolist(), strict=True))
@@ -266,16 +267,15 @@ class _Run:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def _skip_or_stop(self, broken: list[str]) -> None:
+    def _skip_or_stop(self, broken: list[str], *, draws: tuple[int, int]) -> None:
         progress, allowed = self.state.progress, self.recipe.train.max_skipped_steps
         self.trained.abandon_step()
         problem = f"step {progress.step + 1}: {' and '.join(broken)}"
         if progress.skipped_steps >= allowed:
-            first = progress.step * self.plan.samples_per_step
             raise NonFiniteError(
-                f"{problem} (samples {first} to {first + self.plan.samples_per_step - 1} of the run); the parameters "
-                "and the checkpoints are as they were before this step; lower train.learning_rate, look at the data, "
-                f"or allow more than {allowed} skipped steps with train.max_skipped_steps"
+                f"{problem} (samples {draws[0]} to {draws[1]} of the run); the parameters and the checkpoints are as "
+                "they were before this step; lower train.learning_rate, look at the data, or allow "
+                f"more than {allowed} skipped steps with train.max_skipped_steps"
             )
         progress.skipped_steps += 1
         self.display.say(f"{problem}; skipped ({progress.skipped_steps} of at most {allowed})")
@@ -314,11 +314,13 @@ class _Run:
             "losses": means,
             "learning_rate": self.rate,
             "grad_norm": self.grad_norm,
-            "samples_per_second": self.row_pace.steps_per_second * self.plan.samples_per_step,
+            "samples_per_second": self.row_pace.samples_per_second,
             "loader_wait": self.row_pace.wait_share,
             "train_seconds": progress.train_seconds,
             "skipped_steps": progress.skipped_steps,
         }
+        if progress.samples.total:
+            row["skipped_samples"] = dict(progress.samples.by_kind)
         if self.measures:
             row["measures"], self.measures = self.measures, {}
         progress.window.totals, progress.window.counts = {}, {}

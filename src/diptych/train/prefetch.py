@@ -5,66 +5,54 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-from diptych.data.mixture import Mixture
+from diptych.data.packing import Pick
 from diptych.models.method import Method
+from diptych.train.batch_plan import BatchPlan, StepPicks
+from diptych.train.skipped_samples import SkippedSample, skipped
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A batch on the CPU and the counts that its losses will have."""
+    """A batch on the CPU and the counts that its losses will have; how many samples are in it.
+
+    weight 0: a batch of before in the place of one of which no sample could be used, so that all ranks run alike.
+    """
 
     batch: Any
     counts: dict[str, float]
+    num_samples: int
+    num_skipped: int = 0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
-class DrawPlan:
-    """Which draws of the run's stream belong to whom.
+class StepBatches:
+    """One step's micro-batches of this rank; the samples that were skipped; the state to go on from behind it. `draws`:
+    the first and the last, over all ranks."""
 
-    Step s consumes draws [s G, (s + 1) G), G = micro_batch_size * accumulation * world_size; micro-batch m of rank r
-    takes the slice m * world_size + r of them. So G alone decides which samples a step sees.
-    """
-
-    micro_batch_size: int
-    accumulation: int
-    world_size: int
-    rank: int
-
-    @property
-    def samples_per_step(self) -> int:
-        return self.micro_batch_size * self.accumulation * self.world_size
-
-    def draws(self, step: int, micro: int) -> range:
-        start = step * self.samples_per_step + (micro * self.world_size + self.rank) * self.micro_batch_size
-        return range(start, start + self.micro_batch_size)
+    draws: tuple[int, int]
+    micro_batches: list[MicroBatch]
+    skipped: list[SkippedSample] = field(default_factory=list)
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 class Prefetcher:
-    """Hands out the micro-batches of one step after another, from `first_step` up to `last_step` (not included).
+    """Hands out the micro-batches of one step after another, of `num_steps` steps at most.
 
-    One thread builds ahead; at most `depth` micro-batches wait in memory. An error in building a batch is raised by
-    the `next_step` that would have returned it, not earlier. Use as a context manager.
+    One thread builds ahead; at most `depth` steps wait in memory. A sample that cannot be used (ValueError) is left out
+    of its batch. Any other error is raised by the `next_step` that would have returned it, not earlier. Use as a
+    context manager.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        mixture: Mixture,
-        plan: DrawPlan,
-        *,
-        seed: int,
-        first_step: int,
-        last_step: int,
-        depth: int | None = None,
-    ) -> None:
-        self._method, self._mixture, self._plan, self._seed = method, mixture, plan, seed
-        self._steps = range(first_step, last_step)
-        self._ready: queue.Queue[MicroBatch | BaseException] = queue.Queue(depth or max(4, 2 * plan.accumulation))
+    def __init__(self, method: Method, plan: BatchPlan, *, seed: int, num_steps: int, depth: int = 4) -> None:
+        self._method, self._plan, self._seed, self._num_steps = method, plan, seed, num_steps
+        self._ready: queue.Queue[StepBatches | BaseException] = queue.Queue(depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+        self._usable: tuple[Pick, ...] = ()
         self.last_wait = 0.0
 
     def __enter__(self) -> Self:
@@ -86,24 +74,56 @@ class Prefetcher:
 
     def _run(self) -> None:
         try:
-            for step in self._steps:
-                for micro in range(self._plan.accumulation):
-                    if self._closed.is_set():
-                        return
-                    picks = [self._mixture.pick(draw) for draw in self._plan.draws(step, micro)]
-                    batch = self._method.build_batch(picks, seed=self._seed)
-                    self._ready.put(MicroBatch(batch, self._method.loss_counts(batch)))
+            for _ in range(self._num_steps):
+                step = self._build_step(self._plan.next_step())
+                if step is None:
+                    return
+                self._ready.put(step)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the training thread must hear of it
             self._ready.put(error)
 
-    def next_step(self) -> list[MicroBatch]:
+    def _build_step(self, picks: StepPicks) -> StepBatches | None:
+        """None: nobody waits for it any more."""
+        bad = [skipped(pick, error) for pick, error in picks.unusable]
+        batches = []
+        for own in picks.micro_batches:
+            if self._closed.is_set():
+                return None
+            batches.append(self._build(own, bad))
+        return StepBatches(picks.draws, batches, bad, picks.state)
+
+    def _build(self, picks: tuple[Pick, ...], bad: list[SkippedSample]) -> MicroBatch:
+        try:
+            return self._made(picks, num_skipped=0)
+        except ValueError:
+            usable = []
+            for pick in picks:
+                try:
+                    self._method.build_batch([pick], seed=self._seed)
+                except ValueError as error:
+                    bad.append(skipped(pick, error))
+                else:
+                    usable.append(pick)
+            if len(usable) == len(picks):  # each can be used, but not together
+                raise
+            if usable:
+                return self._made(tuple(usable), num_skipped=len(picks) - len(usable))
+            if not self._usable:
+                raise
+            batch = self._method.build_batch(self._usable, seed=self._seed)
+            none = dict.fromkeys(self._method.loss_counts(batch), 0.0)
+            return MicroBatch(batch, none, num_samples=0, num_skipped=len(picks), weight=0.0)
+
+    def _made(self, picks: tuple[Pick, ...], *, num_skipped: int) -> MicroBatch:
+        batch = self._method.build_batch(picks, seed=self._seed)
+        self._usable = picks[:1]
+        return MicroBatch(batch, self._method.loss_counts(batch), len(picks), num_skipped)
+
+    def next_step(self) -> StepBatches:
         """The micro-batches of the next step; sets `last_wait`, the seconds spent waiting for them."""
         started = time.perf_counter()
-        batches = []
-        for _ in range(self._plan.accumulation):
-            item = self._ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            batches.append(item)
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
         self.last_wait = time.perf_counter() - started
-        return batches
+        return item

@@ -21,20 +21,26 @@ def format_seconds(seconds: float) -> str:
 
 @dataclass
 class Pace:
-    """Seconds that steps took, and that they waited for batches."""
+    """Seconds that steps took, and that they waited for batches; samples of all ranks."""
 
     steps: int = 0
+    samples: int = 0
     seconds: float = 0.0
     waits: float = 0.0
 
-    def add(self, seconds: float, wait: float) -> None:
+    def add(self, seconds: float, wait: float, num_samples: int) -> None:
         self.steps += 1
+        self.samples += num_samples
         self.seconds += seconds
         self.waits += wait
 
     @property
     def wait_share(self) -> float:
         return self.waits / self.seconds if self.seconds else 0.0
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.samples / self.seconds if self.seconds else 0.0
 
     @property
     def steps_per_second(self) -> float:

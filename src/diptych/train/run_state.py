@@ -20,6 +20,7 @@ from diptych.data.mixture import samples_in_a_row
 from diptych.train.checkpoint import Checkpoint, CheckpointError, Snapshot
 from diptych.train.optim import AveragedWeights, optimizer_moments, set_updates
 from diptych.train.sharding import assign_whole, collect_whole
+from diptych.train.skipped_samples import SkippedSamples
 
 
 @dataclass
@@ -41,12 +42,15 @@ class Window:
 
 @dataclass
 class Progress:
-    """Where a run stands. `step`: steps done, skipped ones included; `train_seconds`: over all its sessions."""
+    """Where a run stands. `step`: steps done, skipped ones included; `train_seconds`: over all its sessions;
+    `data_state`: of its batch plan."""
 
     step: int = 0
     train_seconds: float = 0.0
     skipped_steps: int = 0
     window: Window = field(default_factory=Window)
+    samples: SkippedSamples = field(default_factory=SkippedSamples)
+    data_state: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -69,8 +73,10 @@ class TrainState:
         return groups
 
 
-def describe_run(recipe: Recipe, *, num_samples: tuple[int, ...], samples_per_step: int) -> dict[str, Any]:
-    """What must be the same for a resumed run to be the same run. Paths, lengths and rates may change."""
+def describe_run(recipe: Recipe, *, num_samples: tuple[int, ...], batches: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a resumed run to be the same run. Paths, lengths and rates may change.
+
+    `batches`: that of the batch plan."""
     settings = recipe.model_dump(mode="json")
     description = {
         **{key: settings[key] for key in ("method", "seed", "template", "image_size", "vision_tower", "objective")},
@@ -78,7 +84,7 @@ def describe_run(recipe: Recipe, *, num_samples: tuple[int, ...], samples_per_st
         "data.weights": [source.weight for source in recipe.data.sources],
         "samples in a row of one source": samples_in_a_row(recipe),
         "number of samples": list(num_samples),
-        "samples per step": samples_per_step,
+        **batches,
         "averaged weights": recipe.train.ema > 0,
     }
     return json.loads(json.dumps(description))
@@ -95,6 +101,8 @@ def take_snapshot(state: TrainState, recipe: Recipe, run: dict[str, Any], frozen
             "train_seconds": progress.train_seconds,
             "skipped_steps": progress.skipped_steps,
             "window": asdict(progress.window),
+            "samples": asdict(progress.samples),
+            "data_state": progress.data_state,
             "average_updates": state.average.updates if state.average else 0,
             "run": run,
             "frozen_hashes": frozen,
@@ -135,6 +143,8 @@ def restore(state: TrainState, checkpoint: Checkpoint, run: dict[str, Any], froz
     state.progress.train_seconds = saved["train_seconds"]
     state.progress.skipped_steps = saved["skipped_steps"]
     state.progress.window = Window(**saved["window"])
+    state.progress.samples = SkippedSamples(**saved.get("samples", {}))
+    state.progress.data_state = saved.get("data_state", {})
     set_updates(state.optimizer, saved["step"] - saved["skipped_steps"])
     if state.average is not None:
         state.average.updates = saved["average_updates"]
