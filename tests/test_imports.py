@@ -88,7 +88,7 @@ def test_imports_run_downwards_only(module: Path) -> None:
         ("nn/freeze.py", "def f():\n    import diptych.train.loop"),
         ("nn/freeze.py", "from diptych import train"),
         ("nn/heads.py", "from diptych.diffusion.path import add_noise"),
-        ("data/formats.py", "from diptych.backbones.assets import asset_path"),
+        ("data/samples.py", "from diptych.backbones.assets import asset_path"),
         ("train/loop.py", "from diptych.evaluate import report"),
         ("config.py", "from diptych.nn import heads"),
         ("studies/demo.py", "from diptych.cli import app"),

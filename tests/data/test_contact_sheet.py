@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diptych.data.contact_sheet import caption, draw_contact_sheet, draw_folder_sheet, draw_image_grid
-from diptych.data.formats import Message, Sample, write_samples
+from diptych.data.samples import Message, Sample, write_samples
 
 COLOURS = ["red", "lime", "blue", "yellow", "cyan", "magenta", "black"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diptych.backbones.tiny_language import build_byte_tokenizer
-from diptych.data.formats import Message, Sample
+from diptych.data.samples import Message, Sample
 from diptych.data.tokenize import build_prompt, build_sequence, drop_text
 from diptych.sequence import ImageSpan, Sequence, TextSpan, pack
 

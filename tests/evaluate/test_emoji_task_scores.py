@@ -13,8 +13,8 @@ from torch import Tensor
 
 from diptych.data.builders.emoji import build_emoji
 from diptych.data.builders.emoji_tasks import build_emoji_tasks
-from diptych.data.formats import read_samples
 from diptych.data.images import open_image
+from diptych.data.samples import read_samples
 from diptych.evaluate.emoji_task_scores import score_tasks
 from emoji_packages import NAMES, entry, write_packages
 

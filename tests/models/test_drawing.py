@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych.data.formats import Message
+from diptych.data.samples import Message
 from diptych.data.tokenize import drop_images, drop_text
 from diptych.models.drawing import draw_latents, guided_forms
 from diptych.sequence import pack

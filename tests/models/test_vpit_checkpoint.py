@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diptych.data.formats import Message
+from diptych.data.samples import Message
 from diptych.models import vpit_checkpoint
 from diptych.models.checkpoint import load_morph
 from diptych.models.vpit import shown_tokens

@@ -118,7 +118,7 @@ class Oracle:
             self.answers[request.prompt] = self._tokens(data, concept, request.style)
 
     def _tokens(self, data: Path, concept: str, style: str) -> Tensor:
-        from diptych.data.formats import read_samples
+        from diptych.data.samples import read_samples
         from diptych.models.encoded_images import image_features
 
         samples = [s for f in data.glob("*_draw.jsonl") if f.stat().st_size for s in read_samples(f)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diptych.data.formats import Sample, read_samples
 from diptych.data.images import open_image
+from diptych.data.samples import Sample, read_samples
 
 _GAP = 8
 _FONT_SIZE = 12

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diptych.data.formats import Message, Sample
+from diptych.data.samples import Message, Sample
 from diptych.sequence import ImageSpan, Sequence, TextSpan
 
 TEMPLATES = {

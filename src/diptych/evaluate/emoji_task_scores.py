@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.data.builders.emoji_tasks import box_overlap, parse_box
-from diptych.data.formats import Sample, read_samples
 from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.data.samples import Sample, read_samples
 from diptych.evaluate.naming import is_named
 from diptych.evaluate.retrieval import PooledEncoder, embed_images, retrieval_ranks, retrieval_score
 from diptych.evaluate.scores import Score, share

@@ -22,8 +22,8 @@ from torch.nn.functional import pad
 from diptych.backbones.autoencoder import Autoencoder, fold_pixels, unfold_pixels
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
-from diptych.data.formats import read_samples
 from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.data.samples import read_samples
 from diptych.models.method import LossSum
 
 LATENT_SCALE = 0.3

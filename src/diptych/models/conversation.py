@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from diptych.data.formats import Message
 from diptych.data.images import decode_image, image_to_tensor, open_image, to_rgb
+from diptych.data.samples import Message
 
 Part = str | Image.Image
 Conversation = Sequence[Mapping[str, Any]]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.data.formats import Message
+from diptych.data.samples import Message
 from diptych.data.tokenize import drop_images, drop_text
 from diptych.diffusion.path import latest_time, velocity_of
 from diptych.diffusion.sampler import SAMPLERS, guide

@@ -1,8 +1,7 @@
-"""Image files as latents or features, encoded once: kept in memory, and on disk by the content of file and encoder."""
+"""Images as latents or features, encoded once: some kept in memory, all on disk by the content of image and encoder."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.data.images import image_to_tensor, open_image
+from diptych.data.images import image_to_tensor
+from diptych.data.recently_used import RecentlyUsed
+from diptych.data.references import content_hash, open_reference
 from diptych.data.tensor_cache import TensorCache
 from diptych.nn.connector import reduce_tokens
 
 PIXELS_AT_ONCE = 1_000_000
 """Of a batch of images: what an encoder or a large autoencoder makes of them fits into memory."""
+BYTES_KEPT = 1_000_000_000
+ITEMS_KEPT = 262_144
+"""Of what is made of images, in memory; the cache on disk gives the rest."""
 
 
 class EncodedImages:
-    """`load(path)` gives what `encode` makes of an image file that was resized to `image_size` pixels.
+    """`load(reference)` gives what `encode` makes of an image (`references.py`) resized to `image_size` pixels.
 
     `encode`: images [B, 3, S, S] in -1..1 -> one tensor per image. `key`: names all that the result depends on.
     """
@@ -37,26 +41,28 @@ class EncodedImages:
         self.image_size = image_size
         self.batch_size = batch_size or max(1, min(64, PIXELS_AT_ONCE // image_size**2))
         self.cache = TensorCache(cache_dir, key=key) if cache_dir is not None else None
-        self._encoded: dict[str, Tensor] = {}
+        self._encoded: RecentlyUsed[str, Tensor] = RecentlyUsed(
+            ITEMS_KEPT, max_total=BYTES_KEPT, size_of=lambda encoded: encoded.nbytes
+        )
 
-    def prepare(self, paths: Iterable[str]) -> None:
-        """Encodes, in batches, the files that are not encoded yet. Raises ValueError, naming the file, for one of which
-        nothing can be made."""
+    def prepare(self, references: Iterable[str]) -> None:
+        """Encodes, in batches, the images that are not encoded yet. Raises ValueError, naming the image, for one of
+        which nothing can be made."""
         missing: list[tuple[str, str]] = []
-        for path in sorted(set(paths) - self._encoded.keys()):
-            name = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        for path in sorted(path for path in set(references) if path not in self._encoded):
+            name = content_hash(path)
             kept = self.cache.get(name) if self.cache is not None else None
             if kept is None:
                 missing.append((path, name))
             else:
-                self._encoded[path] = kept["latent"]
+                self._encoded.put(path, kept["latent"])
         for start in range(0, len(missing), self.batch_size):
             chunk = missing[start : start + self.batch_size]
-            images = torch.stack([image_to_tensor(open_image(path), self.image_size) for path, _ in chunk])
+            images = torch.stack([image_to_tensor(open_reference(path), self.image_size) for path, _ in chunk])
             for (path, name), encoded in zip(chunk, self._encode(images, [path for path, _ in chunk]), strict=True):
-                self._encoded[path] = encoded.clone()
+                own = self._encoded.put(path, encoded.clone())
                 if self.cache is not None:
-                    self.cache.put(name, {"latent": self._encoded[path]})
+                    self.cache.put(name, {"latent": own})
         if missing and self.cache is not None:
             self.cache.flush()
 
@@ -72,10 +78,10 @@ class EncodedImages:
                     raise ValueError(f"{path}: {own}") from error
             raise
 
-    def load(self, path: str) -> Tensor:
-        if path not in self._encoded:
-            self.prepare([path])
-        return self._encoded[path]
+    def load(self, reference: str) -> Tensor:
+        while (encoded := self._encoded.get(reference)) is None:
+            self.prepare([reference])
+        return encoded
 
 
 def image_latents(autoencoder: Any, image_size: int, *, cache_dir: Path | None) -> EncodedImages:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from diptych.backbones.language import LanguageModel
 from diptych.config import Recipe
-from diptych.data.formats import Message
 from diptych.data.images import tensor_to_image
+from diptych.data.samples import Message
 from diptych.data.tokenize import build_prompt
 from diptych.diffusion.sampler import starting_noise
 from diptych.models.conversation import Conversation, Part, check_guidance, check_options, parse_conversation

@@ -16,8 +16,8 @@ from diptych.backbones.assets import cache_root
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
-from diptych.data.formats import read_sources
 from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.data.samples import read_sources
 from diptych.distributed import compute_device
 from diptych.models.encoded_images import image_features, image_latents
 from diptych.models.method import LossSum

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diptych.backbones.language import LanguageModel
 from diptych.config import Recipe
-from diptych.data.formats import Message
 from diptych.data.images import tensor_to_image
+from diptych.data.samples import Message
 from diptych.data.tokenize import build_prompt, drop_text
 from diptych.models.conversation import Conversation, Part, check_guidance, check_options, parse_conversation
 from diptych.models.interleaved_decoding import decode_interleaved

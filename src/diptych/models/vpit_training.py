@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
-from diptych.data.formats import Sample, naming_sample, read_sources
+from diptych.data.samples import Sample
+from diptych.data.sources import naming_sample
 from diptych.data.tokenize import build_sequence
 from diptych.models.encoded_images import image_features
 from diptych.models.frozen_layers import FormKey, FrozenLayers
 from diptych.models.interleaved_decoding import decode_interleaved
 from diptych.models.method import LossSum
+from diptych.models.training_sources import TrainingSources, kept_streams
 from diptych.models.vpit import Rows, Supervision, VPiT, build_rows, context_length, find_supervision
 from diptych.models.vpit_building import NUM_EMBEDDINGS, trained_parameters
 from diptych.models.vpit_checkpoint import save_vpit
@@ -67,10 +69,10 @@ class VPiTTraining(nn.Module):
         self.morph = morph
         self.model = morph.model
         self.loss_weights = {"ce": recipe.vpit.ce_weight, "visual": recipe.vpit.visual_weight}
-        self.sources = read_sources(recipe.data)
+        self.data = TrainingSources(recipe, cache_dir=morph.cache_dir)
         self.features = image_features(morph.encoder, recipe.vpit.num_image_tokens, cache_dir=morph.cache_dir)
-        self.features.prepare({image for samples in self.sources for sample in samples for image in sample.images})
-        self._streams: dict[tuple[int, int, bool], Stream] = {}
+        self.data.encode_with(self.features)
+        self._streams = kept_streams()
         self.longest_by_rows = longest_by_rows(self.model.decoder)
         self._trained = trained_parameters(self.model, recipe)
         self.train()
@@ -85,18 +87,18 @@ class VPiTTraining(nn.Module):
         )
 
     def num_samples(self) -> tuple[int, ...]:
-        return tuple(len(samples) for samples in self.sources)
+        return self.data.num_samples()
 
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> VPiTBatch:
         streams, inputs, keys = [], [], []
-        for draw, source, index in picks:
+        for draw, source, index in self.data.readable(picks):
             generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
             if num_forms := self.recipe.vpit.cached_forms:
                 form = int(torch.randint(num_forms, (), generator=generator))
                 keys.append((source, index, form))
                 generator.manual_seed((((seed * 1_009 + source) * 1_000_003 + index) * 1_009 + form) % 2**63)
             dropped = torch.rand((), generator=generator).item() < self.recipe.vpit.text_cond_dropout_prob
-            stream = self._stream(source, index, dropped and is_drawing(self.sources[source][index]))
+            stream = self._stream(source, index, dropped and is_drawing(self.data.samples[source][index]))
             streams.append(replace(stream, draw=draw))
             inputs += [self._shown(span.image, generator) if span.is_target else span.image for span in stream.images]
         batch = pack(streams, image_predicts_text=True)
@@ -111,7 +113,7 @@ class VPiTTraining(nn.Module):
 
     def _standardise(self) -> None:
         """Starts connector and visual head from the statistics of some of the images."""
-        paths = [image for samples in self.sources for sample in samples for image in sample.images]
+        paths = self.data.some_images(NUM_STATISTICS)
         if not paths:
             return
         device = self.model.boundary_tokens.input.device
@@ -164,8 +166,8 @@ class VPiTTraining(nn.Module):
         del seed
         drawings = [
             cut
-            for source, samples in enumerate(self.sources)
-            for index in range(0, len(samples), max(1, len(samples) // NUM_MEASURED))
+            for source in range(len(self.data.samples))
+            for index in self.data.spread(source, NUM_MEASURED)
             if (cut := before_first_target(self._stream(source, index, False))) is not None
         ][:NUM_MEASURED]
         if not drawings:
@@ -187,25 +189,28 @@ class VPiTTraining(nn.Module):
 
     def _stream(self, source: int, index: int, unconditional: bool) -> Stream:
         key = (source, index, unconditional)
-        if key not in self._streams:
-            with naming_sample(self.recipe.data, source, index):
-                self._streams[key] = build_sequence(
-                    self.sources[source][index],
-                    tokenizer=self.morph.tokenizer,
-                    template=self.recipe.template,
-                    load_image=self.features.load,
-                    num_image_tokens=self.recipe.vpit.num_image_tokens,
-                    unconditional=unconditional,
-                    max_length=self.recipe.data.max_length,
-                    boundary_ids=self.model.boundary_tokens.token_ids,
+        return self._streams.get_or_make(key, lambda: self._build_stream(*key))
+
+    def _build_stream(self, source: int, index: int, unconditional: bool) -> Stream:
+        samples = self.data.samples[source]
+        with naming_sample(samples, index):
+            stream = build_sequence(
+                samples[index],
+                tokenizer=self.morph.tokenizer,
+                template=self.recipe.template,
+                load_image=self.features.load,
+                num_image_tokens=self.recipe.vpit.num_image_tokens,
+                unconditional=unconditional,
+                max_length=self.recipe.data.max_length,
+                boundary_ids=self.model.boundary_tokens.token_ids,
+            )
+            context = context_length(self.model.language_model)
+            if context is not None and len(stream) > context:
+                raise ValueError(
+                    f"this sample has {len(stream)} tokens, more than the language model's context of {context}; "
+                    "shorten it or lower vpit.num_image_tokens"
                 )
-                context = context_length(self.model.language_model)
-                if context is not None and (length := len(self._streams[key])) > context:
-                    raise ValueError(
-                        f"this sample has {length} tokens, more than the language model's context of {context}; "
-                        "shorten it or lower vpit.num_image_tokens"
-                    )
-        return self._streams[key]
+        return stream
 
 
 def checkpoint_gradients(language_model: Any) -> None:

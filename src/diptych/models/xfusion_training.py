@@ -16,13 +16,14 @@ from torch.nn.functional import cross_entropy
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
-from diptych.data.formats import naming_sample, read_sources
+from diptych.data.sources import naming_sample
 from diptych.data.tokenize import build_sequence
 from diptych.diffusion.path import add_noise, prediction_target, sample_times
 from diptych.models.checkpoint import save_morph
 from diptych.models.encoded_images import EncodedImages, image_features, image_latents
 from diptych.models.generate import Morph
 from diptych.models.method import LossSum
+from diptych.models.training_sources import TrainingSources, kept_streams
 from diptych.models.xfusion import Outputs
 from diptych.nn.alignment import alignment_loss
 from diptych.nn.visibility import RoutingPlan
@@ -31,6 +32,8 @@ from diptych.sequence import Sequence as Stream
 from diptych.settings import AlignmentConfig, ObjectiveConfig
 
 NUM_PROMPTS_MEASURED = 256
+NUM_LOOKED_AT = 16_384
+"""Records of a source, evenly over it, among which those prompts are looked for."""
 
 
 @dataclass(frozen=True)
@@ -67,29 +70,32 @@ class XFusionTraining(nn.Module):
         self.model = morph.model
         self.morph = morph
         self.loss_weights = {"ce": recipe.objective.ce_weight, "flow": recipe.objective.flow_weight}
-        self.sources = read_sources(recipe.data)
+        self.data = TrainingSources(recipe, cache_dir=morph.cache_dir)
         self.latents = image_latents(morph.autoencoder, recipe.image_size, cache_dir=morph.cache_dir)
-        images = {image for samples in self.sources for sample in samples for image in sample.images}
-        self.latents.prepare(images)
+        self.data.encode_with(self.latents)
         self.features = None
         if recipe.alignment is not None:
             self.loss_weights["align"] = recipe.alignment.weight
             self.features = _aligned_features(recipe.alignment, morph, encoder)
-            self.features.prepare(images)
+            self.data.encode_with(self.features)
         self.read_features = None
         if morph.encoder is not None:
             num_patches = morph.model.vision_tower.embedder.num_patches
             self.read_features = image_features(morph.encoder, num_patches, cache_dir=morph.cache_dir)
-            self.read_features.prepare(images)
-        self._streams: dict[tuple[int, int, bool, bool], Stream] = {}
+            self.data.encode_with(self.read_features)
+        self._streams = kept_streams()
         if recipe.vision_tower.init_from is None:
             self._standardise_text()
 
     @torch.no_grad()
     def _standardise_text(self) -> None:
         """Starts the maps of text into the vision tower from the statistics of the prompts that ask for an image."""
-        picks = [(draw, source, draw) for source, samples in enumerate(self.sources) for draw in range(len(samples))]
-        picks = [pick for pick in picks if self._draws(*pick[1:])]
+        picks = [
+            (index, source, index)
+            for source in range(len(self.data.samples))
+            for index in self.data.spread(source, NUM_LOOKED_AT)
+            if self._draws(source, index)
+        ]
         if not picks:
             return
         batch = self.build_batch(picks[:: max(1, len(picks) // NUM_PROMPTS_MEASURED)], seed=self.recipe.seed)
@@ -100,12 +106,12 @@ class XFusionTraining(nn.Module):
             self.model.vision_tower.standardise_text(states[:, rows])
 
     def num_samples(self) -> tuple[int, ...]:
-        return tuple(len(samples) for samples in self.sources)
+        return self.data.num_samples()
 
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> XFusionBatch:
         objective = self.recipe.objective
         streams, noise, times, context_times, features, read_features = [], [], [], [], [], []
-        for draw, source, index in picks:
+        for draw, source, index in self.data.readable(picks):
             generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
             without_images, without_text = False, False
             if self._draws(source, index):
@@ -208,24 +214,26 @@ class XFusionTraining(nn.Module):
                 warnings.warn(str(error), stacklevel=2)
 
     def _draws(self, source: int, index: int) -> bool:
-        messages = self.sources[source][index].messages
+        messages = self.data.samples[source][index].messages
         return any(isinstance(part, int) for m in messages if m.role == "assistant" for part in m.parts)
 
     def _stream(self, source: int, index: int, without_text: bool, without_images: bool) -> Stream:
         key = (source, index, without_text, without_images)
-        if key not in self._streams:
-            with naming_sample(self.recipe.data, source, index):
-                self._streams[key] = build_sequence(
-                    self.sources[source][index],
-                    tokenizer=self.morph.tokenizer,
-                    template=self.recipe.template,
-                    load_image=self.latents.load,
-                    num_image_tokens=self.model.vision_tower.num_image_tokens,
-                    unconditional=without_text,
-                    without_images=without_images,
-                    max_length=self.recipe.data.max_length,
-                )
-        return self._streams[key]
+        return self._streams.get_or_make(key, lambda: self._build_stream(*key))
+
+    def _build_stream(self, source: int, index: int, without_text: bool, without_images: bool) -> Stream:
+        samples = self.data.samples[source]
+        with naming_sample(samples, index):
+            return build_sequence(
+                samples[index],
+                tokenizer=self.morph.tokenizer,
+                template=self.recipe.template,
+                load_image=self.latents.load,
+                num_image_tokens=self.model.vision_tower.num_image_tokens,
+                unconditional=without_text,
+                without_images=without_images,
+                max_length=self.recipe.data.max_length,
+            )
 
 
 def _aligned_features(alignment: AlignmentConfig, morph: Morph, encoder: Any) -> EncodedImages:

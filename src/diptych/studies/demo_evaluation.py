@@ -17,8 +17,8 @@ from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
 from diptych.data.builders.data_card import read_card
 from diptych.data.builders.emoji import QUESTIONS
-from diptych.data.formats import Sample, read_samples
 from diptych.data.images import image_to_tensor, open_image
+from diptych.data.samples import Sample, read_samples
 from diptych.evaluate.language_check import LanguageCheck, check_language
 from diptych.evaluate.machine import describe_machine
 from diptych.evaluate.naming import ask_about_images, is_named

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diptych.data.builders.emoji import STYLE_WORDS, tags_prompt
 from diptych.data.builders.emoji_paraphrases import PARAPHRASES
-from diptych.data.formats import Sample, read_samples
+from diptych.data.samples import Sample, read_samples
 from diptych.evaluate.retrieval import retrieval_ranks, retrieval_score
 from diptych.evaluate.scores import Mean, Score, mean
 from diptych.models.encoded_images import image_features

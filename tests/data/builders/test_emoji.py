@@ -17,7 +17,7 @@ from diptych.data.builders.data_card import read_card
 from diptych.data.builders.emoji import QUESTIONS, build_emoji, choose_held_out
 from diptych.data.builders.emoji_concepts import choose_everyday, read_concepts, thumbnail
 from diptych.data.builders.emoji_paraphrases import PARAPHRASES
-from diptych.data.formats import Sample, read_samples
+from diptych.data.samples import Sample, read_samples
 from emoji_packages import FOLDERS, NAMES, entry, write_packages
 
 

@@ -27,7 +27,7 @@ from diptych.data.builders.emoji_scenes import (
     scatter,
 )
 from diptych.data.builders.emoji_tasks import LEAST_CHANGE, TASKS, box_overlap, build_emoji_tasks, parse_box
-from diptych.data.formats import Sample, read_samples
+from diptych.data.samples import Sample, read_samples
 from emoji_packages import NAMES, entry, write_packages
 
 MANY = [f"{name}{suffix}" for name in NAMES for suffix in ("", "ta", "ro")]

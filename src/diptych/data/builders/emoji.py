@@ -25,8 +25,8 @@ from diptych.data.builders.emoji_concepts import (
     thumbnail,
     without_twins,
 )
-from diptych.data.formats import Message, Sample, write_samples
 from diptych.data.images import open_image
+from diptych.data.samples import Message, Sample, write_samples
 from diptych.data.svg import render_svg
 
 STYLE_WORDS = {"fluent": "3D", "openmoji": "flat"}

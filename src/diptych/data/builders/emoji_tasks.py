@@ -30,8 +30,8 @@ from diptych.data.builders.emoji_scenes import (
     recolour,
     scatter,
 )
-from diptych.data.formats import Message, Sample, write_samples
 from diptych.data.images import open_image
+from diptych.data.samples import Message, Sample, write_samples
 
 TASKS = {
     "edit": "a picture and what to change of it (style, colour, something added beside it), answered with a picture",

@@ -12,8 +12,8 @@ from torch import Tensor
 from diptych.backbones.assets import find_asset
 from diptych.backbones.language import EMBEDDED_LANGUAGE_MODELS, load_tokenizer
 from diptych.config import Recipe
-from diptych.data.formats import Sample, read_samples
 from diptych.data.mixture import build_mixture
+from diptych.data.samples import Sample, read_samples
 from diptych.data.tokenize import build_sequence
 from diptych.sequence import ImageSpan, Sequence, TextSpan
 

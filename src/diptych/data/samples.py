@@ -2,7 +2,7 @@
 
 A record is `{"messages": [{"role", "content", "loss"?}], "images": [path, ...], "meta"?: {...}, "id"?: ...}`. Each
 `<image>` in a content (or `{"type": "image"}` among content parts) stands for the next path of `images`, relative to
-the file's folder.
+the file's folder. A content part of OpenAI's, `{"type": "image_url", "image_url": {"url": ...}}`, brings its own image.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from diptych.data.images import resolve_inside
-from diptych.settings import DataConfig
 
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = ("system", "user", "assistant")
@@ -61,25 +59,6 @@ class RecordError(ValueError):
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
-
-
-def read_sources(data: DataConfig) -> list[list[Sample]]:
-    """The samples of every source of a recipe, their images as paths that can be opened. Errors: see `read_samples`."""
-    sources = []
-    for source in data.sources:
-        root = Path(source.path).parent
-        samples = read_samples(source.path, max_bad_fraction=data.max_bad_fraction)
-        sources.append([replace(s, images=tuple(str(root / image) for image in s.images)) for s in samples])
-    return sources
-
-
-@contextmanager
-def naming_sample(data: DataConfig, source: int, index: int) -> Iterator[None]:
-    """Adds to a ValueError which sample it is about: its file, and its number among that file's good samples."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{data.sources[source].path}, sample {index + 1}: {error}") from error
 
 
 def read_samples(path: str | Path, *, max_bad_fraction: float = 0.0) -> list[Sample]:
@@ -126,7 +105,7 @@ def scan_samples(path: str | Path) -> Iterator[Sample | BadRecord]:
             try:
                 if line is None:
                     raise RecordError("too long", f"the record is longer than {MAX_RECORD_BYTES} bytes")
-                sample = parse_sample(_decode(line))
+                sample = parse_sample(decode_record(line))
                 for image in sample.images:
                     if image not in found:
                         _check_image(root, image)
@@ -140,29 +119,48 @@ def scan_samples(path: str | Path) -> Iterator[Sample | BadRecord]:
 def parse_sample(record: object) -> Sample:
     """One decoded record as a Sample. Raises RecordError (a ValueError) that says what is wrong with it."""
     if not isinstance(record, dict):
-        raise RecordError("structure", f"a record is an object with messages and images, not {_kind(record)}")
+        raise RecordError("structure", f"a record is an object with messages and images, not {kind_of(record)}")
     record = cast("dict[str, Any]", record)
-    if unknown := sorted(set(record) - {"messages", "images", "meta", "id"}):
+    if unknown := sorted(map(str, set(record) - {"messages", "images", "meta", "id"})):
         raise RecordError("unknown key", f"unknown keys {unknown}; a record has messages, images, meta and id")
-    images = record.get("images", [])
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+    listed = record.get("images")
+    listed = [] if listed is None else listed
+    if not isinstance(listed, list) or not all(isinstance(image, str) for image in listed):
         raise RecordError("structure", "images must be a list of paths")
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RecordError("structure", "messages must be a list of at least one message")
-    meta = record.get("meta", {})
+    meta = record.get("meta")
+    meta = {} if meta is None else meta
     if not isinstance(meta, dict):
-        raise RecordError("structure", f"meta must be an object, not {_kind(meta)}")
+        raise RecordError("structure", f"meta must be an object, not {kind_of(meta)}")
     if "id" in record:
         meta = {"id": record["id"], **meta}
-    parsed: list[Message] = []
-    used = 0
-    for number, message in enumerate(messages, start=1):
-        parsed.append(_parse_message(message, number, used))
-        used += sum(isinstance(part, int) for part in parsed[-1].parts)
-    if used != len(images):
-        raise RecordError("image count", f"{used} {IMAGE_PLACEHOLDER} placeholders for {len(images)} images")
-    return Sample(tuple(parsed), tuple(images), meta)
+    images = _Images(listed)
+    parsed = tuple(_parse_message(message, number, images) for number, message in enumerate(messages, start=1))
+    if images.num_placeholders != len(listed):
+        raise RecordError(
+            "image count", f"{images.num_placeholders} {IMAGE_PLACEHOLDER} placeholders for {len(listed)} images"
+        )
+    return Sample(parsed, tuple(images.used), meta)
+
+
+class _Images:
+    """Gives each image of a record its index, in the order of use."""
+
+    def __init__(self, listed: list[str]) -> None:
+        self.listed = listed
+        self.num_placeholders = 0
+        self.used: list[str] = []
+
+    def next_index(self, own: str | None) -> int:
+        """Of the image that a part brings itself, or of the next one that is listed."""
+        if own is None:
+            # One too many: counted, and refused once all are counted.
+            own = self.listed[self.num_placeholders] if self.num_placeholders < len(self.listed) else ""
+            self.num_placeholders += 1
+        self.used.append(own)
+        return len(self.used) - 1
 
 
 def sample_to_record(sample: Sample) -> dict[str, Any]:
@@ -198,23 +196,22 @@ def write_samples(path: str | Path, samples: Iterable[Sample]) -> int:
     return count
 
 
-def _parse_message(message: object, number: int, next_image: int) -> Message:
+def _parse_message(message: object, number: int, images: _Images) -> Message:
     where = f"message {number}"
     if not isinstance(message, dict):
-        raise RecordError("structure", f"{where} is an object with role and content, not {_kind(message)}")
+        raise RecordError("structure", f"{where} is an object with role and content, not {kind_of(message)}")
     message = cast("dict[str, Any]", message)
-    if unknown := sorted(set(message) - {"role", "content", "loss"}):
+    if unknown := sorted(map(str, set(message) - {"role", "content", "loss"})):
         raise RecordError("unknown key", f"{where} has unknown keys {unknown}; it has role, content and loss")
     role, loss = message.get("role"), message.get("loss")
     if role not in ROLES:
         raise RecordError("role", f"{where} has role {role!r}; roles are {', '.join(ROLES)}")
     if loss is not None and not isinstance(loss, bool):
-        raise RecordError("structure", f"{where}: loss must be true or false, not {_kind(loss)}")
+        raise RecordError("structure", f"{where}: loss must be true or false, not {kind_of(loss)}")
     parts: list[str | int] = []
     for piece in _pieces(message.get("content"), where):
-        if piece is None:
-            parts.append(next_image)
-            next_image += 1
+        if isinstance(piece, _ImagePart):
+            parts.append(images.next_index(piece.own))
         elif parts and isinstance(parts[-1], str):
             parts[-1] += piece
         else:
@@ -224,37 +221,60 @@ def _parse_message(message: object, number: int, next_image: int) -> Message:
     return Message(role, tuple(parts), loss)
 
 
-def _pieces(content: object, where: str) -> Iterator[str | None]:
-    """Texts, and None for each image."""
+@dataclass(frozen=True)
+class _ImagePart:
+    """`own`: the image that the part brings itself; None: it stands for the next one that the record lists."""
+
+    own: str | None = None
+
+
+def _pieces(content: object, where: str) -> Iterator[str | _ImagePart]:
     if isinstance(content, str):
         for index, text in enumerate(content.split(IMAGE_PLACEHOLDER)):
             if index:
-                yield None
+                yield _ImagePart()
             if text:
-                yield _checked_text(text, where)
+                yield checked_text(text, where)
         return
     if not isinstance(content, list):
-        raise RecordError("structure", f"{where}: content must be text or a list of parts, not {_kind(content)}")
+        raise RecordError("structure", f"{where}: content must be text or a list of parts, not {kind_of(content)}")
     for part in content:
-        if isinstance(part, dict) and set(part) == {"type", "text"} and part["type"] == "text":
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("text", "input_text", "output_text") and set(part) == {"type", "text"}:
             if not isinstance(part["text"], str):
-                raise RecordError("structure", f"{where}: a text part holds {_kind(part['text'])}")
+                raise RecordError("structure", f"{where}: a text part holds {kind_of(part['text'])}")
             if IMAGE_PLACEHOLDER in part["text"]:
                 raise RecordError(
                     "structure", f"{where}: {IMAGE_PLACEHOLDER} inside a text part; make it an image part"
                 )
             if part["text"]:
-                yield _checked_text(part["text"], where)
+                yield checked_text(part["text"], where)
         elif part == {"type": "image"}:
-            yield None
+            yield _ImagePart()
+        elif (url := _image_url(part)) is not None:
+            yield _ImagePart(url)
         else:
             raise RecordError(
                 "structure",
-                f'{where}: a part is {{"type": "text", "text": ...}} or {{"type": "image"}}, not {str(part)[:80]!r}',
+                f'{where}: a part is {{"type": "text", "text": ...}}, {{"type": "image"}} or {{"type": "image_url", '
+                f'"image_url": {{"url": ...}}}}, not {str(part)[:80]!r}',
             )
 
 
-def _checked_text(text: str, where: str) -> str:
+def _image_url(part: object) -> str | None:
+    """What an OpenAI part of an image names: `{"url": ...}` of chat completions, the plain string of responses."""
+    if not isinstance(part, dict) or part.get("type") not in ("image_url", "input_image"):
+        return None
+    if not set(part) <= {"type", "image_url", "detail"}:
+        return None
+    url = part.get("image_url")
+    if isinstance(url, dict) and set(url) <= {"url", "detail"}:
+        url = url.get("url")
+    return url if isinstance(url, str) else None
+
+
+def checked_text(text: str, where: str) -> str:
+    """The text. Raises RecordError if it is none that could be written down."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -271,7 +291,8 @@ def _check_image(root: Path, image: str) -> None:
         raise RecordError("missing image", f"image {image[:200]!r} does not exist in {root}")
 
 
-def _decode(line: bytes) -> object:
+def decode_record(line: bytes) -> object:
+    """The JSON value of a record. Raises RecordError for what is not strict JSON in UTF-8, or nested too deeply."""
     try:
         return json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -297,6 +318,7 @@ def _bounded_lines(file: Any) -> Iterator[bytes | None]:
         yield None
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value is, in the words of JSON."""
     names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "nothing"}
     return names.get(type(value), "a number")

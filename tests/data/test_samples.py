@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diptych.data import formats
-from diptych.data.formats import (
+from diptych.data import samples
+from diptych.data.samples import (
     BadRecord,
     Message,
     RecordError,
@@ -113,7 +113,7 @@ texts = st.text('ab é🐶\n\0<>"\\', min_size=1, max_size=6)
 
 
 @st.composite
-def samples(draw: st.DrawFn) -> Sample:
+def any_samples(draw: st.DrawFn) -> Sample:
     messages: list[Message] = []
     num_images = 0
     for _ in range(draw(st.integers(1, 4))):
@@ -125,12 +125,12 @@ def samples(draw: st.DrawFn) -> Sample:
             elif not (parts and isinstance(parts[-1], str)):
                 parts.append(draw(texts))
         loss = draw(st.sampled_from([None, True, False]))
-        messages.append(Message(draw(st.sampled_from(formats.ROLES)), tuple(parts), loss))
+        messages.append(Message(draw(st.sampled_from(samples.ROLES)), tuple(parts), loss))
     images = tuple(draw(st.lists(texts, min_size=num_images, max_size=num_images)))
     return Sample(tuple(messages), images, draw(st.dictionaries(st.text("abc", min_size=1), st.integers())))
 
 
-@given(samples())
+@given(any_samples())
 def test_records_round_trip(sample: Sample) -> None:
     assert parse_sample(json.loads(json.dumps(sample_to_record(sample), ensure_ascii=False))) == sample
 
@@ -194,7 +194,7 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path_factory: pyt
 
 
 def test_a_record_without_end_is_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(samples, "MAX_RECORD_BYTES", 1000)
     path = write_lines(folder, TEXT, b"x" * 5000, TEXT, b"y" * 1001)
     kinds = [record.kind if isinstance(record, BadRecord) else "good" for record in scan_samples(path)]
     assert kinds == ["good", "too long", "good", "too long"]

@@ -1,0 +1,193 @@
+"""One source of a recipe: where records lie, what they look like, its settings; samples by number, when asked for."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from diptych.data.images import resolve_inside
+from diptych.data.recently_used import RecentlyUsed
+from diptych.data.record_formats.recognition import NUM_LOOKED_AT, RECORD_FORMATS, recognise_format
+from diptych.data.record_formats.record_shape import RecordSettings
+from diptych.data.references import StoredImage, WebImage, frame_reference, names_part_of_a_file, split_frame
+from diptych.data.samples import Message, RecordError, Sample, kind_of
+from diptych.data.stores.store_opening import open_store
+from diptych.data.web_images import split_url
+from diptych.settings import DataConfig, SourceConfig
+
+SAMPLES_KEPT = 1024
+"""Of a source, in memory: a sample is asked for a few times in a row."""
+_PATHS_KEPT = 16_384
+
+
+class Source(Sequence[Sample]):
+    """The samples of a source by number. Opening one reads its first records alone, to see what they look like.
+
+    Images are references (`references.py`): absolute, and inside the source's folder unless its settings say more.
+    `source[number]` raises RecordError (kind, and a reason that names file and record) for a bad one.
+    """
+
+    def __init__(self, config: SourceConfig, data: DataConfig, *, index_dir: Path | None = None) -> None:
+        self.config = config
+        self.is_stream = config.store == "hub" or config.path.startswith("hub:")
+        self._hosts = data.allow_urls or ()
+        self._store = open_store(config, index_dir=index_dir)
+        self._length = min(len(self._store), config.limit or len(self._store))
+        if not self._length:
+            raise ValueError(f"{config.path} holds no samples")
+        self._root = os.path.abspath(config.image_root or self._store.folder)
+        self._format = RECORD_FORMATS[config.format or self._recognise()]
+        self._check_task()
+        self._settings = RecordSettings(config.task, config.prompt_templates, self._frames)
+        self._kept: RecentlyUsed[int, Sample] = RecentlyUsed(SAMPLES_KEPT)
+        self._file = lru_cache(_PATHS_KEPT)(self._find_file)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[place] for place in range(*number.indices(self._length))]
+        if not -self._length <= number < self._length:
+            raise IndexError(f"{self.config.path} has {self._length} records, and none with the index {number}")
+        number %= self._length
+        return self._kept.get_or_make(number, lambda: self._read(number))
+
+    def where(self, number: int) -> str:
+        """What to call a record in a message: its file and its number there."""
+        return self._store.where(number)
+
+    def _read(self, number: int) -> Sample:
+        try:
+            record = self._record(number)
+            sample = self._format.parse(record, number, self._settings)
+            return replace(
+                sample,
+                messages=tuple(self._weighed(message) for message in sample.messages),
+                images=tuple(self._locate(image) for image in sample.images),
+            )
+        except RecordError as error:
+            raise RecordError(error.kind, f"{self.where(number)}: {error}") from None
+
+    def _record(self, number: int) -> dict[str, Any]:
+        record = self._store.read(number)
+        if not isinstance(record, dict):
+            raise RecordError("structure", f"a record is an object, not {kind_of(record)}")
+        if not self.config.columns:
+            return record
+        theirs = set(self.config.columns.values())
+        renamed = {ours: record[name] for ours, name in self.config.columns.items() if name in record}
+        return {name: value for name, value in record.items() if name not in theirs} | renamed
+
+    def _recognise(self) -> str:
+        records, error = [], None
+        for number in range(min(self._length, NUM_LOOKED_AT)):
+            try:
+                records.append(self._record(number))
+            except RecordError as bad:
+                error = error or bad
+        if not records and error is not None:
+            raise ValueError(f"{self.where(0)}: {error}; none of the first records can be read")
+        return recognise_format(records, self.config.path)
+
+    def _check_task(self) -> None:
+        if self._format is RECORD_FORMATS["captions"]:
+            if self.config.task is None:
+                raise ValueError(
+                    f"{self.config.path} holds images with captions; say what is learnt of them: task: draw (the image "
+                    "from its caption) or task: read (the caption from its image)"
+                )
+        elif self.config.task is not None:
+            raise ValueError(f"{self.config.path}: task is a setting of captions, and these records are none")
+
+    def _weighed(self, message: Message) -> Message:
+        loss = self.config.loss.get(message.role) if message.loss is None else None  # type: ignore[call-overload]
+        return message if loss is None else replace(message, loss=loss)
+
+    def _frames(self, clip: str) -> list[str]:
+        if self.config.num_frames is not None:
+            return [frame_reference(clip, place, self.config.num_frames) for place in range(self.config.num_frames)]
+        if self.config.fps is None:
+            raise RecordError("video", f"{clip[:200]!r} is a clip; say with num_frames or fps how it is read")
+        from diptych.data.video import read_clip_info
+
+        try:
+            seconds = read_clip_info(self._locate(clip)).seconds
+        except RecordError:
+            raise
+        except ValueError as error:
+            raise RecordError("video", str(error)) from None
+        num_frames = min(self.config.max_frames, max(1, math.ceil(seconds * self.config.fps - 1e-6)))
+        return [frame_reference(clip, place, num_frames) for place in range(num_frames)]
+
+    def _locate(self, image: str) -> str:
+        """The reference of an image that a record names, from here on taken as it is. Raises RecordError."""
+        if isinstance(image, StoredImage):
+            return image
+        if image[:5].lower() == "data:":
+            return StoredImage(image)
+        try:
+            if image[:7].lower() in ("http://", "https:/"):
+                if not self._hosts:
+                    raise ValueError(f"image {image[:200]!r} is on the web; list its host in data.allow_urls")
+                split_url(image, self._hosts)
+                return WebImage(image, allowed_hosts=self._hosts)
+            frame = split_frame(image)
+            if frame is not None:
+                return frame_reference(self._file(frame[0]), *frame[1:])
+            if names_part_of_a_file(image):
+                raise ValueError(f"image {image[:200]!r} names a part of a file; a record names whole files")
+        except RecordError:
+            raise
+        except ValueError as error:
+            raise RecordError("image path", str(error)) from None
+        return self._file(image)
+
+    def _find_file(self, path: str) -> str:
+        if self.config.allow_absolute and path.startswith("/") and "\x00" not in path:
+            location = path
+        else:
+            try:
+                location = resolve_inside(self._root, path)
+            except ValueError as error:
+                raise RecordError("image path", str(error)) from None
+        if not os.path.isfile(location):  # unlike Path.is_file, False for a name too long for the system
+            raise RecordError("missing image", f"image {path[:200]!r} does not exist in {self._root}")
+        return os.path.join(self._root, path)
+
+
+def open_sources(data: DataConfig, *, index_dir: Path | None = None) -> list[Source]:
+    """The sources of a recipe. `index_dir`: where the indices of large files are kept for the next run.
+
+    Raises ValueError that names the source: nothing is there, nothing in it, or its format is not known, or two.
+    """
+    return [Source(config, data, index_dir=index_dir) for config in data.sources]
+
+
+def is_there(source: SourceConfig) -> bool:
+    """Whether a source's path leads to anything on this machine; not whether it can be read."""
+    from diptych.data.stores.webdataset import expand_shards
+
+    if source.path.startswith("hub:"):
+        return False
+    try:
+        return all(os.path.exists(path) for path in expand_shards(source.path)[:1])
+    except ValueError:
+        return False
+
+
+@contextmanager
+def naming_sample(source: Source, index: int) -> Iterator[None]:
+    """Adds to a ValueError which sample it is about: its file, and its number there. A RecordError names it already."""
+    try:
+        yield
+    except RecordError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{source.where(index)}: {error}") from error

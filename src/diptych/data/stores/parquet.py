@@ -1,0 +1,197 @@
+"""Parquet: a file, or a folder of shards. A few row groups are in memory, whatever the table's size.
+
+Images in a table are bytes, or a struct of `bytes` and `path` (as Hugging Face writes them): a record names their
+cells, and they are read when somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych.data.recently_used import RecentlyUsed
+from diptych.data.references import StoredImage
+from diptych.data.samples import RecordError
+from diptych.data.stores.record_store import regular_file, without_nothing
+
+ROW_GROUPS_KEPT = 4
+MAX_ROW_GROUP_BYTES = 1_000_000_000
+"""Of one row group uncompressed, and of all that are kept."""
+
+_files: RecentlyUsed[tuple[str, int, int], _ParquetFile] = RecentlyUsed(8)
+_groups: RecentlyUsed[tuple[str, int, int], Any] = RecentlyUsed(
+    ROW_GROUPS_KEPT, max_total=MAX_ROW_GROUP_BYTES, size_of=lambda table: table.nbytes
+)
+
+
+class ParquetTable:
+    """Rows of one or more parquet files, in the order of their names, by number.
+
+    Raises ValueError if there is none, one cannot be read, or pyarrow is not installed.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], *, folder: Path) -> None:
+        self.folder = folder
+        self._paths = [os.path.abspath(regular_file(path)) for path in paths]
+        if not self._paths:
+            raise ValueError(f"folder {folder} holds no .parquet files")
+        # The footers are read one after another; none of the files stays open for it.
+        self._ends = np.cumsum([_open_parquet(path).num_rows for path in self._paths])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _place(self, number: int) -> tuple[str, int]:
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return self._paths[shard], number - (int(self._ends[shard - 1]) if shard else 0)
+
+    def read(self, number: int) -> Any:
+        path, row = self._place(number)
+        return _open_parquet(path).record(row)
+
+    def where(self, number: int) -> str:
+        path, row = self._place(number)
+        return f"{path}, row {row + 1}"
+
+
+def read_parquet_cell(path: str, row: int, column: str, index: int | None) -> bytes:
+    """The bytes of an image in a table (`references.py`). Raises ValueError if there are none."""
+    return image_bytes(_open_parquet(path).cell(row, column), index, f"{path}, row {row + 1}, column {column!r}")
+
+
+def image_bytes(value: Any, index: int | None, what: str) -> bytes:
+    """Of a cell that is bytes, or a struct of bytes and path, or (`index`) a list of them. Raises ValueError."""
+    if index is not None:
+        if not isinstance(value, list) or not index < len(value):
+            raise ValueError(f"{what} holds no image number {index + 1}")
+        value = value[index]
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if not isinstance(value, bytes):
+        raise ValueError(f"{what} holds no image's bytes")
+    return value
+
+
+def import_arrow() -> Any:
+    """pyarrow.parquet. Raises ValueError that says how to install it."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError("parquet files are read with pyarrow; install it with: pip install 'diptych[data]'") from error
+    return pyarrow.parquet
+
+
+class _ParquetFile:
+    def __init__(self, path: str, version: int) -> None:
+        parquet = import_arrow()
+        try:
+            self._file = parquet.ParquetFile(path)
+            self._columns = list(self._file.schema_arrow.names)
+        except _arrow_errors() as error:
+            raise ValueError(f"{path} is corrupt, or no parquet file: {error}; replace it, or leave it out") from None
+        metadata = self._file.metadata
+        self._version = version
+        self.path = path
+        self.num_rows = metadata.num_rows
+        self._ends = np.cumsum([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)])
+        self._lock = threading.Lock()
+
+    def record(self, row: int) -> dict[str, Any]:
+        table, place = self._group(row)
+        return row_record(
+            {name: table.column(name)[place] for name in self._columns},
+            name_cell=lambda column: f"{self.path}#{row}/{column}",
+            what=f"row {row + 1} of {self.path}",
+        )
+
+    def cell(self, row: int, column: str) -> Any:
+        if column not in self._columns or not 0 <= row < self.num_rows:
+            raise ValueError(f"{self.path} has no row {row + 1} with a column {column!r}")
+        table, place = self._group(row)
+        return _value(table.column(column)[place], f"row {row + 1} of {self.path}")
+
+    def _group(self, row: int) -> tuple[Any, int]:
+        """The row group that holds a row, and the row's place in it."""
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        place = row - (int(self._ends[group - 1]) if group else 0)
+        key = (self.path, self._version, group)
+        return _groups.get_or_make(key, lambda: self._read_group(group)), place
+
+    def _read_group(self, group: int) -> Any:
+        size = self._file.metadata.row_group(group).total_byte_size
+        if size > MAX_ROW_GROUP_BYTES:
+            raise RecordError(
+                "too long",
+                f"row group {group + 1} of {self.path} has {size:,} bytes, more than the {MAX_ROW_GROUP_BYTES:,} that "
+                "are read at once; write it with smaller row groups",
+            )
+        try:
+            with self._lock:
+                return self._file.read_row_group(group, use_threads=False)
+        except _arrow_errors() as error:
+            raise RecordError("shard", f"row group {group + 1} of {self.path} is corrupt: {error}") from None
+
+
+def row_record(cells: dict[str, Any], *, name_cell: Callable[[str], str], what: str) -> dict[str, Any]:
+    """A row of Arrow scalars as a record, its images named by `name_cell` of their column rather than held."""
+    record: dict[str, Any] = {}
+    for name, scalar in cells.items():
+        if not scalar.is_valid:
+            continue
+        if _is_bytes(scalar.type):
+            record[name] = StoredImage(name_cell(name))
+        elif _is_image_struct(scalar.type):
+            record[name] = StoredImage(name_cell(name)) if scalar["bytes"].is_valid else scalar["path"].as_py()
+        else:
+            record[name] = without_nothing(_name_images(_value(scalar, what), name_cell(name)))
+    return record
+
+
+def _name_images(value: Any, reference: str) -> Any:
+    """Of a cell that is a list, its images named, each with its index."""
+    if not isinstance(value, list):
+        return value
+    named = []
+    for index, entry in enumerate(value):
+        if isinstance(entry, bytes):
+            entry = StoredImage(f"{reference}/{index}")
+        elif isinstance(entry, dict) and set(entry) == {"bytes", "path"}:
+            entry = StoredImage(f"{reference}/{index}") if entry["bytes"] is not None else entry["path"]
+        named.append(entry)
+    return named
+
+
+def _open_parquet(path: str) -> _ParquetFile:
+    status = regular_file(path).stat()
+    key = (path, status.st_size, status.st_mtime_ns)
+    return _files.get_or_make(key, lambda: _ParquetFile(path, status.st_mtime_ns))
+
+
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
+def _is_image_struct(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
+
+
+def _value(scalar: Any, what: str) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, UnicodeDecodeError, OverflowError) as error:
+        raise RecordError("encoding", f"{what} cannot be decoded: {error}") from None
+
+
+def _arrow_errors() -> tuple[type[Exception], ...]:
+    import pyarrow
+
+    return (pyarrow.ArrowException, OSError, ValueError)

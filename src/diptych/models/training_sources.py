@@ -1,0 +1,102 @@
+"""The sources of a recipe as a training draws from them: samples when they are drawn, images encoded when they are due.
+
+A small set's images are all encoded before the first step, in batches, which is fast; a large set's when a micro-batch
+holds them. Neither grows with the set: what is kept in memory of either is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from diptych.config import Recipe
+from diptych.data.bad_records import RecordSkipper, survey_images
+from diptych.data.recently_used import RecentlyUsed
+from diptych.data.samples import RecordError, Sample
+from diptych.data.sources import open_sources
+from diptych.models.encoded_images import EncodedImages
+from diptych.sequence import ImageSpan
+from diptych.sequence import Sequence as Stream
+
+PREPARED_IMAGES = 8192
+"""A set with no more is encoded as a whole before the first step."""
+STREAMS_KEPT = 65_536
+STREAM_BYTES_KEPT = 500_000_000
+_BYTES_PER_TOKEN = 48
+
+
+class TrainingSources:
+    """`samples[source][index]`: the sample; `readable(picks)`: the picks of good ones, with their images encoded.
+
+    `images`: of a small set all of them, source by source, in the order of its records; None for a large one.
+    Raises ValueError as `open_sources` does, and for a small set that holds too many bad records.
+    """
+
+    def __init__(self, recipe: Recipe, *, cache_dir: Path | None) -> None:
+        index_dir = cache_dir / "indices" if cache_dir is not None else None
+        self.samples = open_sources(recipe.data, index_dir=index_dir)
+        self.skipper = RecordSkipper(self.samples, max_bad_fraction=recipe.data.max_bad_fraction)
+        self.images = survey_images(self.samples, max_bad_fraction=recipe.data.max_bad_fraction)
+        self._encoders: list[EncodedImages] = []
+
+    def num_samples(self) -> tuple[int, ...]:
+        return tuple(map(len, self.samples))
+
+    def encode_with(self, *encoders: EncodedImages) -> None:
+        """From now on images are encoded with these as well; a small set's now."""
+        self._encoders += encoders
+        if self.images is not None:
+            everything = {image for images in self.images for image in images}
+            if len(everything) <= PREPARED_IMAGES:
+                for encoder in encoders:
+                    encoder.prepare(everything)
+
+    def readable(self, picks: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+        """The picks with another index where a record is bad (`RecordSkipper`), or an image of it cannot be encoded.
+
+        Afterwards the encoders' `load` of their images is a look-up. Raises ValueError where too many are bad.
+        """
+        picks = self.skipper.readable(picks)
+        try:
+            self._prepare(image for _, source, index in picks for image in self.samples[source][index].images)
+        except ValueError:  # one of them: find out which, by itself
+            picks = self.skipper.readable(picks, check=self._check_images)
+        return picks
+
+    def spread(self, source: int, count: int) -> list[int]:
+        """Indices of about `count` good records, evenly over a source; in place of a bad one the next good one."""
+        step = max(1, len(self.samples[source]) // count)
+        picks = self.skipper.readable([(0, source, index) for index in range(0, len(self.samples[source]), step)])
+        return list(dict.fromkeys(index for _, _, index in picks))
+
+    def some_images(self, count: int) -> list[str]:
+        """All images of a small set, as often as its records name them; of a large one, those of some records."""
+        if self.images is not None:
+            return [image for images in self.images for image in images]
+        return [
+            image
+            for source, samples in enumerate(self.samples)
+            for index in self.spread(source, count)
+            for image in samples[index].images
+        ]
+
+    def _check_images(self, sample: Sample) -> None:
+        try:
+            self._prepare(sample.images)
+        except ValueError as error:
+            raise RecordError("image", str(error)) from error
+
+    def _prepare(self, images: Iterable[str]) -> None:
+        due = list(images)
+        for encoder in self._encoders:
+            encoder.prepare(due)
+
+
+def kept_streams() -> RecentlyUsed:
+    """Sequences by what they are made of: as many as memory is for, the ones used last."""
+    return RecentlyUsed(STREAMS_KEPT, max_total=STREAM_BYTES_KEPT, size_of=_stream_bytes)
+
+
+def _stream_bytes(stream: Stream) -> int:
+    images = sum(span.image.nbytes for span in stream.spans if isinstance(span, ImageSpan))
+    return images + _BYTES_PER_TOKEN * len(stream)
