@@ -200,3 +200,18 @@ def test_more_drawings_than_all_cannot_be_learnt_without_their_condition(tmp_pat
     shares = ["objective.text_cond_dropout_prob=0.7", "objective.image_cond_dropout_prob=0.7"]
     with pytest.raises(ValueError, match="more than all of them"):
         load_recipe(write(tmp_path, MINIMAL), shares)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "autoencoder"}, "images of method autoencoder are all alike"),
+        ({"data": {"sources": [{"path": "a.jsonl"}], "mixing": "batch"}}, "data.mixing batch keeps them apart"),
+        ({"data": {"sources": [{"path": "a.jsonl"}], "max_length": 900}}, "data.max_length 900"),
+    ],
+)
+def test_packing_that_cannot_be_is_refused(settings: dict[str, Any], said: str) -> None:
+    base = {"output_dir": "runs/x", "data": {"sources": [{"path": "a.jsonl"}]}, "train": {"packing_length": 512}}
+    build_recipe(base)
+    with pytest.raises(ValueError, match=said):
+        build_recipe(base | settings)

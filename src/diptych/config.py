@@ -80,6 +80,27 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _packs_what_it_can(self) -> Recipe:
+        if self.train.packing_length is None:
+            return self
+        if self.method not in ("xfusion", "vpit"):
+            raise ValueError(
+                f"train.packing_length packs conversations of unequal length; the images of method {self.method} are "
+                "all alike: leave it out"
+            )
+        if self.data.mixing == "batch":
+            raise ValueError(
+                "train.packing_length fills a pack from all sources, and data.mixing batch keeps them apart; leave one "
+                "out"
+            )
+        if self.data.max_length > self.train.packing_length and "max_length" in self.data.model_fields_set:
+            raise ValueError(
+                f"data.max_length {self.data.max_length} lets samples pass that no pack of train.packing_length "
+                f"{self.train.packing_length} can hold; lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _features_are_clean(self) -> Recipe:
         if self.image_input is not None and self.objective.context_noise:
             raise ValueError(

@@ -23,6 +23,7 @@ from diptych.backbones.autoencoder import Autoencoder, fold_pixels, unfold_pixel
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.data.packing import Pick
 from diptych.data.samples import read_samples
 from diptych.models.method import LossSum
 
@@ -84,6 +85,10 @@ class AutoencoderTraining(nn.Module):
             level = self.settings.latent_noise * torch.rand((), generator=generator)
             noise.append(level * torch.randn(self.settings.latent_channels, side, side, generator=generator))
         return PixelBatch(torch.stack(images), torch.stack(noise))
+
+    def num_tokens(self, pick: Pick, *, seed: int) -> int:
+        del pick, seed
+        return 1
 
     def loss_counts(self, batch: PixelBatch) -> dict[str, float]:
         count = float(len(batch.images))

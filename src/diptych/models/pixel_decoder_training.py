@@ -17,6 +17,7 @@ from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.data.packing import Pick
 from diptych.data.samples import read_sources
 from diptych.distributed import compute_device
 from diptych.models.encoded_images import image_features, image_latents
@@ -97,6 +98,11 @@ class PixelDecoderTraining(nn.Module):
         if not most:
             return features
         return noised_tokens(features, most * torch.rand((), generator=generator), generator)
+
+    def num_tokens(self, pick: Pick, *, seed: int) -> int:
+        """Patches of its latents count for nothing: every image has as many, and a batch is so many images."""
+        del pick, seed
+        return 1
 
     def loss_counts(self, batch: PixelDecoderBatch) -> dict[str, float]:
         return {self.decoder.denoiser.loss_name: float(batch.latents.numel())}

@@ -6,14 +6,17 @@ holds them. Neither grows with the set: what is kept in memory of either is boun
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from diptych.config import Recipe
-from diptych.data.bad_records import RecordSkipper, survey_images
+from diptych.data.bad_records import survey_images
+from diptych.data.packing import Pick
 from diptych.data.recently_used import RecentlyUsed
-from diptych.data.samples import RecordError, Sample
-from diptych.data.sources import open_sources
+from diptych.data.samples import RecordError
+from diptych.data.sources import Source, open_sources
 from diptych.models.encoded_images import EncodedImages
 from diptych.sequence import ImageSpan
 from diptych.sequence import Sequence as Stream
@@ -22,11 +25,14 @@ PREPARED_IMAGES = 8192
 """A set with no more is encoded as a whole before the first step."""
 STREAMS_KEPT = 65_536
 STREAM_BYTES_KEPT = 500_000_000
+LENGTHS_KEPT = 1_000_000
+NO_IMAGE = torch.zeros(0)
+"""In place of an image in a sequence of which only the length is asked."""
 _BYTES_PER_TOKEN = 48
 
 
 class TrainingSources:
-    """`samples[source][index]`: the sample; `readable(picks)`: the picks of good ones, with their images encoded.
+    """`samples[source][index]`: the sample; `prepare(picks)`: encodes their images, in one batch.
 
     `images`: of a small set all of them, source by source, in the order of its records; None for a large one.
     Raises ValueError as `open_sources` does, and for a small set that holds too many bad records.
@@ -35,7 +41,6 @@ class TrainingSources:
     def __init__(self, recipe: Recipe, *, cache_dir: Path | None) -> None:
         index_dir = cache_dir / "indices" if cache_dir is not None else None
         self.samples = open_sources(recipe.data, index_dir=index_dir)
-        self.skipper = RecordSkipper(self.samples, max_bad_fraction=recipe.data.max_bad_fraction)
         self.images = survey_images(self.samples, max_bad_fraction=recipe.data.max_bad_fraction)
         self._encoders: list[EncodedImages] = []
 
@@ -51,23 +56,24 @@ class TrainingSources:
                 for encoder in encoders:
                     encoder.prepare(everything)
 
-    def readable(self, picks: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-        """The picks with another index where a record is bad (`RecordSkipper`), or an image of it cannot be encoded.
-
-        Afterwards the encoders' `load` of their images is a look-up. Raises ValueError where too many are bad.
-        """
-        picks = self.skipper.readable(picks)
-        try:
-            self._prepare(image for _, source, index in picks for image in self.samples[source][index].images)
-        except ValueError:  # one of them: find out which, by itself
-            picks = self.skipper.readable(picks, check=self._check_images)
-        return picks
+    def prepare(self, picks: Sequence[Pick]) -> None:
+        """Encodes what the picks' samples show, so that the encoders' `load` is a look-up. Raises RecordError for a bad
+        record or image."""
+        images = [image for _, source, index in picks for image in self.samples[source][index].images]
+        for encoder in self._encoders:
+            try:
+                encoder.prepare(images)
+            except RecordError:
+                raise
+            except ValueError as error:
+                raise RecordError("image", str(error)) from error
 
     def spread(self, source: int, count: int) -> list[int]:
-        """Indices of about `count` good records, evenly over a source; in place of a bad one the next good one."""
-        step = max(1, len(self.samples[source]) // count)
-        picks = self.skipper.readable([(0, source, index) for index in range(0, len(self.samples[source]), step)])
-        return list(dict.fromkeys(index for _, _, index in picks))
+        """Indices of about `count` good records, evenly over a source."""
+        samples = self.samples[source]
+        return [
+            index for index in range(0, len(samples), max(1, len(samples) // count)) if self._is_good(samples, index)
+        ]
 
     def some_images(self, count: int) -> list[str]:
         """All images of a small set, as often as its records name them; of a large one, those of some records."""
@@ -80,16 +86,17 @@ class TrainingSources:
             for image in samples[index].images
         ]
 
-    def _check_images(self, sample: Sample) -> None:
+    @staticmethod
+    def _is_good(samples: Source, index: int) -> bool:
         try:
-            self._prepare(sample.images)
-        except ValueError as error:
-            raise RecordError("image", str(error)) from error
+            return bool(samples[index].messages)
+        except RecordError:
+            return False
 
-    def _prepare(self, images: Iterable[str]) -> None:
-        due = list(images)
-        for encoder in self._encoders:
-            encoder.prepare(due)
+
+def kept_lengths() -> RecentlyUsed:
+    """How many tokens sequences have, by what they are made of."""
+    return RecentlyUsed(LENGTHS_KEPT)
 
 
 def kept_streams() -> RecentlyUsed:

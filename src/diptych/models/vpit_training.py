@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
+from diptych.data.packing import Pick
 from diptych.data.samples import Sample
 from diptych.data.sources import naming_sample
 from diptych.data.tokenize import build_sequence
@@ -19,7 +20,7 @@ from diptych.models.encoded_images import image_features
 from diptych.models.frozen_layers import FormKey, FrozenLayers
 from diptych.models.interleaved_decoding import decode_interleaved
 from diptych.models.method import LossSum
-from diptych.models.training_sources import TrainingSources, kept_streams
+from diptych.models.training_sources import NO_IMAGE, TrainingSources, kept_lengths, kept_streams
 from diptych.models.vpit import Rows, Supervision, VPiT, build_rows, context_length, find_supervision
 from diptych.models.vpit_building import NUM_EMBEDDINGS, trained_parameters
 from diptych.models.vpit_checkpoint import save_vpit
@@ -72,7 +73,7 @@ class VPiTTraining(nn.Module):
         self.data = TrainingSources(recipe, cache_dir=morph.cache_dir)
         self.features = image_features(morph.encoder, recipe.vpit.num_image_tokens, cache_dir=morph.cache_dir)
         self.data.encode_with(self.features)
-        self._streams = kept_streams()
+        self._streams, self._lengths = kept_streams(), kept_lengths()
         self.longest_by_rows = longest_by_rows(self.model.decoder)
         self._trained = trained_parameters(self.model, recipe)
         self.train()
@@ -91,15 +92,12 @@ class VPiTTraining(nn.Module):
 
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> VPiTBatch:
         streams, inputs, keys = [], [], []
-        for draw, source, index in self.data.readable(picks):
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
-            if num_forms := self.recipe.vpit.cached_forms:
-                form = int(torch.randint(num_forms, (), generator=generator))
-                keys.append((source, index, form))
-                generator.manual_seed((((seed * 1_009 + source) * 1_000_003 + index) * 1_009 + form) % 2**63)
-            dropped = torch.rand((), generator=generator).item() < self.recipe.vpit.text_cond_dropout_prob
-            stream = self._stream(source, index, dropped and is_drawing(self.data.samples[source][index]))
-            streams.append(replace(stream, draw=draw))
+        self.data.prepare(picks)
+        for pick in picks:
+            generator, without_text, key = self._form(pick, seed)
+            if key is not None:
+                keys.append(key)
+            streams.append(replace(stream := self._stream(*pick[1:], without_text), draw=pick[0]))
             inputs += [self._shown(span.image, generator) if span.is_target else span.image for span in stream.images]
         batch = pack(streams, image_predicts_text=True)
         supervision = find_supervision(batch, self.model.boundary_tokens.token_ids[0])
@@ -110,6 +108,24 @@ class VPiTTraining(nn.Module):
             torch.stack(inputs) if inputs else torch.zeros(0),
             tuple(keys),
         )
+
+    def num_tokens(self, pick: Pick, *, seed: int) -> int:
+        _, without_text, _ = self._form(pick, seed)
+        made = (*pick[1:], without_text)
+        return self._lengths.get_or_make(made, lambda: len(self._build_stream(*made, lambda _: NO_IMAGE)))
+
+    def _form(self, pick: Pick, seed: int) -> tuple[torch.Generator, bool, FormKey | None]:
+        """Whether a pick's sample is without its text, and the randomness that comes after that; with cached forms,
+        which of them it is: then all follows from it."""
+        draw, source, index = pick
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
+        key = None
+        if num_forms := self.recipe.vpit.cached_forms:
+            form = int(torch.randint(num_forms, (), generator=generator))
+            key = (source, index, form)
+            generator.manual_seed((((seed * 1_009 + source) * 1_000_003 + index) * 1_009 + form) % 2**63)
+        dropped = torch.rand((), generator=generator).item() < self.recipe.vpit.text_cond_dropout_prob
+        return generator, dropped and is_drawing(self.data.samples[source][index]), key
 
     def _standardise(self) -> None:
         """Starts connector and visual head from the statistics of some of the images."""
@@ -189,16 +205,18 @@ class VPiTTraining(nn.Module):
 
     def _stream(self, source: int, index: int, unconditional: bool) -> Stream:
         key = (source, index, unconditional)
-        return self._streams.get_or_make(key, lambda: self._build_stream(*key))
+        return self._streams.get_or_make(key, lambda: self._build_stream(*key, self.features.load))
 
-    def _build_stream(self, source: int, index: int, unconditional: bool) -> Stream:
+    def _build_stream(
+        self, source: int, index: int, unconditional: bool, load_image: Callable[[str], Tensor]
+    ) -> Stream:
         samples = self.data.samples[source]
         with naming_sample(samples, index):
             stream = build_sequence(
                 samples[index],
                 tokenizer=self.morph.tokenizer,
                 template=self.recipe.template,
-                load_image=self.features.load,
+                load_image=load_image,
                 num_image_tokens=self.recipe.vpit.num_image_tokens,
                 unconditional=unconditional,
                 max_length=self.recipe.data.max_length,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
+from diptych.data.packing import Pick
 from diptych.data.sources import naming_sample
 from diptych.data.tokenize import build_sequence
 from diptych.diffusion.path import add_noise, prediction_target, sample_times
@@ -23,7 +24,7 @@ from diptych.models.checkpoint import save_morph
 from diptych.models.encoded_images import EncodedImages, image_features, image_latents
 from diptych.models.generate import Morph
 from diptych.models.method import LossSum
-from diptych.models.training_sources import TrainingSources, kept_streams
+from diptych.models.training_sources import NO_IMAGE, TrainingSources, kept_lengths, kept_streams
 from diptych.models.xfusion import Outputs
 from diptych.nn.alignment import alignment_loss
 from diptych.nn.visibility import RoutingPlan
@@ -34,6 +35,9 @@ from diptych.settings import AlignmentConfig, ObjectiveConfig
 NUM_PROMPTS_MEASURED = 256
 NUM_LOOKED_AT = 16_384
 """Records of a source, evenly over it, among which those prompts are looked for."""
+
+Form = tuple[int, int, bool, bool]
+"""Source, index of the sample in it, without its text, without the images of its requests."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class XFusionTraining(nn.Module):
             num_patches = morph.model.vision_tower.embedder.num_patches
             self.read_features = image_features(morph.encoder, num_patches, cache_dir=morph.cache_dir)
             self.data.encode_with(self.read_features)
-        self._streams = kept_streams()
+        self._streams, self._lengths = kept_streams(), kept_lengths()
         if recipe.vision_tower.init_from is None:
             self._standardise_text()
 
@@ -111,14 +115,10 @@ class XFusionTraining(nn.Module):
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> XFusionBatch:
         objective = self.recipe.objective
         streams, noise, times, context_times, features, read_features = [], [], [], [], [], []
-        for draw, source, index in self.data.readable(picks):
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
-            without_images, without_text = False, False
-            if self._draws(source, index):
-                drawn = torch.rand((), generator=generator).item()
-                without_images = drawn < objective.image_cond_dropout_prob
-                without_text = drawn < objective.image_cond_dropout_prob + objective.text_cond_dropout_prob
-            stream = self._stream(source, index, without_text, without_images)
+        self.data.prepare(picks)
+        for pick in picks:
+            generator, form = self._form(pick, seed)
+            stream = self._streams.get_or_make(form, lambda form=form: self._build_stream(form, self.latents.load))
             if self.features is not None:
                 features += [self.features.load(span.source) for span in stream.images]
             if self.read_features is not None:
@@ -126,7 +126,7 @@ class XFusionTraining(nn.Module):
             if objective.context_noise:
                 stream, noised_to = _noise_context(stream, objective, generator)
                 context_times += noised_to
-            streams.append(replace(stream, draw=draw))
+            streams.append(replace(stream, draw=pick[0]))
             for span in stream.images:
                 if span.is_target:
                     noise.append(torch.randn(span.image.shape, generator=generator))
@@ -149,6 +149,22 @@ class XFusionTraining(nn.Module):
             context_features=torch.stack(read_features) if read_features else empty,
             features=torch.stack(features) if features else empty,
         )
+
+    def num_tokens(self, pick: Pick, *, seed: int) -> int:
+        _, form = self._form(pick, seed)
+        return self._lengths.get_or_make(form, lambda: len(self._build_stream(form, lambda _: NO_IMAGE)))
+
+    def _form(self, pick: Pick, seed: int) -> tuple[torch.Generator, Form]:
+        """What of a pick's sample is left out, and the randomness that comes after it."""
+        draw, source, index = pick
+        objective = self.recipe.objective
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
+        without_images, without_text = False, False
+        if self._draws(source, index):
+            drawn = torch.rand((), generator=generator).item()
+            without_images = drawn < objective.image_cond_dropout_prob
+            without_text = drawn < objective.image_cond_dropout_prob + objective.text_cond_dropout_prob
+        return generator, (source, index, without_text, without_images)
 
     def loss_counts(self, batch: XFusionBatch) -> dict[str, float]:
         counts = {"ce": float(batch.plan.labels.numel()), "flow": float(batch.noise.numel())}
@@ -217,18 +233,15 @@ class XFusionTraining(nn.Module):
         messages = self.data.samples[source][index].messages
         return any(isinstance(part, int) for m in messages if m.role == "assistant" for part in m.parts)
 
-    def _stream(self, source: int, index: int, without_text: bool, without_images: bool) -> Stream:
-        key = (source, index, without_text, without_images)
-        return self._streams.get_or_make(key, lambda: self._build_stream(*key))
-
-    def _build_stream(self, source: int, index: int, without_text: bool, without_images: bool) -> Stream:
+    def _build_stream(self, form: Form, load_image: Callable[[str], Tensor]) -> Stream:
+        source, index, without_text, without_images = form
         samples = self.data.samples[source]
         with naming_sample(samples, index):
             return build_sequence(
                 samples[index],
                 tokenizer=self.morph.tokenizer,
                 template=self.recipe.template,
-                load_image=self.latents.load,
+                load_image=load_image,
                 num_image_tokens=self.model.vision_tower.num_image_tokens,
                 unconditional=without_text,
                 without_images=without_images,
