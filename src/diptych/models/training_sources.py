@@ -69,16 +69,13 @@ class TrainingSources:
         picks = self.skipper.readable([(0, source, index) for index in range(0, len(self.samples[source]), step)])
         return list(dict.fromkeys(index for _, _, index in picks))
 
-    def some_images(self, count: int) -> list[str]:
-        """All images of a small set, as often as its records name them; of a large one, those of some records."""
+    def some_images(self, count: int, source: int | None = None) -> list[str]:
+        """All images of a small set, as often as its records name them; of a large one, those of about `count` records
+        of each source. `source`: of this one alone."""
+        chosen = range(len(self.samples)) if source is None else [source]
         if self.images is not None:
-            return [image for images in self.images for image in images]
-        return [
-            image
-            for source, samples in enumerate(self.samples)
-            for index in self.spread(source, count)
-            for image in samples[index].images
-        ]
+            return [image for own in chosen for image in self.images[own]]
+        return [i for own in chosen for index in self.spread(own, count) for i in self.samples[own][index].images]
 
     def _check_images(self, sample: Sample) -> None:
         try:
