@@ -69,6 +69,7 @@ class VPiTTraining(nn.Module):
         self.model = morph.model
         self.loss_weights = {"ce": recipe.vpit.ce_weight, "visual": recipe.vpit.visual_weight}
         self.data = TrainingSources(recipe, cache_dir=morph.cache_dir)
+        self.sources = self.data.samples
         self.features = image_features(morph.encoder, recipe.vpit.num_image_tokens, cache_dir=morph.cache_dir)
         self.data.encode_with(self.features)
         self._streams = kept_streams()
@@ -96,7 +97,7 @@ class VPiTTraining(nn.Module):
                 keys.append((source, index, form))
                 generator.manual_seed((((seed * 1_009 + source) * 1_000_003 + index) * 1_009 + form) % 2**63)
             dropped = torch.rand((), generator=generator).item() < self.recipe.vpit.text_cond_dropout_prob
-            stream = self._stream(source, index, dropped and is_drawing(self.data.samples[source][index]))
+            stream = self._stream(source, index, dropped and is_drawing(self.sources[source][index]))
             streams.append(replace(stream, draw=draw))
             inputs += [self._shown(span.image, generator) if span.is_target else span.image for span in stream.images]
         batch = pack(streams, image_predicts_text=True)
@@ -160,7 +161,7 @@ class VPiTTraining(nn.Module):
         del seed
         drawings = [
             cut
-            for source in range(len(self.data.samples))
+            for source in range(len(self.sources))
             for index in self.data.spread(source, NUM_MEASURED)
             if (cut := before_first_target(self._stream(source, index, False))) is not None
         ][:NUM_MEASURED]
@@ -186,7 +187,7 @@ class VPiTTraining(nn.Module):
         return self._streams.get_or_make(key, lambda: self._build_stream(*key))
 
     def _build_stream(self, source: int, index: int, unconditional: bool) -> Stream:
-        samples = self.data.samples[source]
+        samples = self.sources[source]
         with naming_sample(samples, index):
             stream = build_sequence(
                 samples[index],
