@@ -8,7 +8,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.data.images import open_image
-from diptych.data.samples import Sample, read_samples
+from diptych.data.references import open_reference
+from diptych.data.samples import Sample
+from diptych.data.sources import open_sources
+from diptych.settings import DataConfig, SourceConfig
 
 _GAP = 8
 _FONT_SIZE = 12
@@ -57,18 +60,23 @@ def draw_image_grid(
 
 
 def draw_contact_sheet(
-    samples: Sequence[Sample], num: int = 8, *, root: str | Path, columns: int | None = None, cell: int = 160
+    samples: Sequence[Sample],
+    num: int = 8,
+    *,
+    root: str | Path | None = None,
+    columns: int | None = None,
+    cell: int = 160,
 ) -> Image.Image:
     """`num` samples, spread evenly over all, each with its images and what is said, as one picture.
 
-    `root`: the folder that the samples' images are relative to. Raises ValueError if there are no samples, or an image
-    cannot be read.
+    `root`: the folder that the samples' images are relative to; without one they are references.
+    Raises ValueError if there are no samples, or an image cannot be read.
     """
     if not samples or num < 1:
         raise ValueError(f"a contact sheet of {num} out of {len(samples)} samples cannot be drawn")
     num = min(num, len(samples))
     chosen = [samples[(2 * k + 1) * len(samples) // (2 * num)] for k in range(num)]
-    pictures = [_picture([open_image(path, root=root) for path in sample.images], cell) for sample in chosen]
+    pictures = [_picture([_open(image, root) for image in sample.images], cell) for sample in chosen]
     return draw_image_grid(pictures, [caption(sample) for sample in chosen], columns or min(num, 4), cell=cell)
 
 
@@ -87,11 +95,15 @@ def draw_folder_sheet(folder: str | Path, num: int = 8) -> Image.Image:
         raise ValueError(f"folder {folder} holds no .jsonl files of samples; is it a data set?")
     chosen: list[Sample] = []
     for place, file in enumerate(files):
-        samples = read_samples(file)
+        (samples,) = open_sources(DataConfig(sources=(SourceConfig(path=str(file)),)))
         share = num // len(files) + (place < num % len(files))
         shift = place / len(files)  # so that files that list the same things show different ones
         chosen += [samples[int((k + shift) / share * len(samples))] for k in range(share)]
-    return draw_contact_sheet(chosen, num, root=folder)
+    return draw_contact_sheet(chosen, num)
+
+
+def _open(image: str, root: str | Path | None) -> Image.Image:
+    return open_reference(image) if root is None else open_image(image, root=root)
 
 
 def caption(sample: Sample) -> str:

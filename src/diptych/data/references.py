@@ -20,13 +20,12 @@ import binascii
 import hashlib
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from diptych.data.images import decode_image, open_image
+from diptych.data.images import decode_image, open_image, open_regular_file
 from diptych.data.recently_used import RecentlyUsed
 
 MAX_IMAGE_BYTES = 200_000_000
@@ -151,33 +150,15 @@ def _read_frame(clip: str, place: int, num_frames: int) -> Image.Image:
 
 def _file_hash(path: str) -> str:
     """Remembered while a file's size and times stay as they are: a clip is asked for once per frame."""
-    descriptor = _open(path, path)
-    with os.fdopen(descriptor, "rb") as file:
+    with open_regular_file(path, what=f"image {_shown(path)}") as file:
         status = os.fstat(file.fileno())
         key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
         return _digests.get_or_make(key, lambda: hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _open(path: str, reference: str) -> int:
-    """A descriptor of a regular file."""
-    if "\x00" in path:
-        raise ValueError(f"image path {_shown(reference)} holds a NUL character")
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block us
-    except FileNotFoundError:
-        raise ValueError(f"image {_shown(path)} does not exist") from None
-    except OSError as error:
-        raise ValueError(f"image {_shown(path)} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError(f"image {_shown(path)} is not a regular file")
-    return descriptor
-
-
 def _read_range(path: str, offset: int, size: int | None, reference: str) -> bytes:
-    descriptor = _open(path, reference)
-    with os.fdopen(descriptor, "rb") as file:
-        length = os.fstat(descriptor).st_size
+    with open_regular_file(path, what=f"image {_shown(path)}") as file:
+        length = os.fstat(file.fileno()).st_size
         size = length if size is None else size
         if size > MAX_IMAGE_BYTES:
             raise _too_large(reference, size)

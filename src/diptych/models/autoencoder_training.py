@@ -22,14 +22,17 @@ from torch.nn.functional import pad
 from diptych.backbones.autoencoder import Autoencoder, fold_pixels, unfold_pixels
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
-from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.data.images import image_to_tensor, tensor_to_image
 from diptych.data.packing import Pick
-from diptych.data.samples import read_samples
+from diptych.data.references import open_reference
 from diptych.models.method import LossSum
+from diptych.models.training_sources import TrainingSources
 
 LATENT_SCALE = 0.3
 """Standard deviation of what the decoder reads, so that its tanh(x / 3) input stage stays straight."""
 NUM_SHIFTS = 5
+NUM_LOADED = 100_000
+"""Images at most: all of them are in memory, as bytes. Of a larger set these are of records evenly over each source."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class AutoencoderTraining(nn.Module):
                 f"image_size {recipe.image_size} is not a multiple of autoencoder_training.fold {self.settings.fold}"
             )
         self.loss_weights = {"squared": 4.0, "absolute": 0.5, "edges": 0.5, "size": 0.01}
-        paths = sorted({p for source in recipe.data.sources for p in _image_paths(source.path)})
+        paths = sorted(set(TrainingSources(recipe, cache_dir=None).some_images(NUM_LOADED)))[:NUM_LOADED]
         kept = [path for path in paths if not is_held_out(path)]
         self.images = _load(kept, recipe.image_size)
         self.held_out = _load([path for path in paths if is_held_out(path)], recipe.image_size)
@@ -264,14 +267,9 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _image_paths(source: str) -> list[str]:
-    root = Path(source).parent
-    return [str(root / image) for sample in read_samples(source) for image in sample.images]
-
-
 def _load(paths: list[str], size: int) -> Tensor:
     """Images as uint8 [N, 3, size, size]."""
     if not paths:
         return torch.zeros(0, 3, size, size, dtype=torch.uint8)
-    tensors = [image_to_tensor(open_image(path), size) for path in paths]
+    tensors = [image_to_tensor(open_reference(path), size) for path in paths]
     return torch.stack([((t + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for t in tensors])

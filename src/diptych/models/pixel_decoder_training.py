@@ -16,13 +16,15 @@ from diptych.backbones.assets import cache_root
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
-from diptych.data.images import image_to_tensor, open_image, tensor_to_image
+from diptych.data.images import image_to_tensor, tensor_to_image
 from diptych.data.packing import Pick
-from diptych.data.samples import read_sources
+from diptych.data.references import open_reference
+from diptych.data.samples import RecordError
 from diptych.distributed import compute_device
 from diptych.models.encoded_images import image_features, image_latents
 from diptych.models.method import LossSum
 from diptych.models.pixel_decoder import PixelDecoder, build_pixel_decoder
+from diptych.models.training_sources import TrainingSources
 from diptych.nn.connector import noised_tokens, reduce_tokens
 
 NUM_SHOWN = 8
@@ -46,8 +48,8 @@ class PixelDecoderBatch:
 class PixelDecoderTraining(nn.Module):
     """Trains the denoiser of a pixel decoder; encoder and autoencoder stay as they are. Implements `Method`.
 
-    A sample is an image of a source; one that a source names several times counts once in it.
-    Raises ValueError for a source without images.
+    A sample is an image of a source; one that a source names several times counts once in it. Of a large source, whose
+    records are not all read before, a sample is an image of a record. Raises ValueError for a source without images.
     """
 
     def __init__(self, recipe: Recipe, decoder: PixelDecoder, encoder: Any, *, cache_dir: Path | None) -> None:
@@ -56,18 +58,19 @@ class PixelDecoderTraining(nn.Module):
         self.decoder = decoder
         self.encoder = encoder
         self.loss_weights = {decoder.denoiser.loss_name: 1.0}
-        self.images = [
-            list(dict.fromkeys(image for sample in samples for image in sample.images))
-            for samples in read_sources(recipe.data)
+        self.data = TrainingSources(recipe, cache_dir=cache_dir)
+        self.images = None if self.data.images is None else [list(dict.fromkeys(own)) for own in self.data.images]
+        some = self.images or [
+            self.data.some_images(NUM_STANDARDISED, source) for source in range(len(self.data.samples))
         ]
-        for source, images in zip(recipe.data.sources, self.images, strict=True):
+        for source, images in zip(recipe.data.sources, some, strict=True):
             if not images:
                 raise ValueError(f"{source.path} names no images, and a pixel decoder learns from nothing else")
-        everything = sorted({image for images in self.images for image in images})
+        everything = sorted({image for images in some for image in images})
+        self._first = some[0]
         self.latents = image_latents(decoder.autoencoder, recipe.image_size, cache_dir=cache_dir)
         self.features = image_features(encoder, recipe.vpit.num_image_tokens, cache_dir=cache_dir)
-        self.latents.prepare(everything)
-        self.features.prepare(everything)
+        self.data.encode_with(self.latents, self.features)
         seen = everything[:: max(1, len(everything) // NUM_STANDARDISED)]
         decoder.denoiser.standardise(torch.stack([self.features.load(image) for image in seen]).to(decoder.device))
         if recipe.train.gradient_checkpointing:
@@ -75,14 +78,13 @@ class PixelDecoderTraining(nn.Module):
         self.train()
 
     def num_samples(self) -> tuple[int, ...]:
-        return tuple(len(images) for images in self.images)
+        return self.data.num_samples() if self.images is None else tuple(map(len, self.images))
 
     def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> PixelDecoderBatch:
         dropout = self.recipe.pixel_decoder_training.dropout_prob
         latents, features, noise, times, dropped = [], [], [], [], []
-        for draw, source, index in picks:
+        for draw, image in self._chosen(picks, seed):
             generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
-            image = self.images[source][index]
             latents.append(self.latents.load(image))
             features.append(self.features.load(image))
             dropped.append(torch.rand((), generator=generator) < dropout)
@@ -92,6 +94,20 @@ class PixelDecoderTraining(nn.Module):
         columns = (latents, features, noise, times, dropped)
         return PixelDecoderBatch(*(torch.stack(column) for column in columns))
 
+    def _chosen(self, picks: Sequence[Pick], seed: int) -> list[tuple[int, str]]:
+        """(draw, image) of each pick; of a record with several images one, by the draw. Raises RecordError for a record
+        without any, and for an image that cannot be read."""
+        chosen = []
+        for draw, source, index in picks:
+            if self.images is not None:
+                chosen.append((draw, self.images[source][index]))
+            elif images := self.data.samples[source][index].images:
+                chosen.append((draw, images[(seed + draw) % len(images)]))
+            else:
+                raise RecordError("no image", f"{self.data.samples[source].where(index)} names no image")
+        self.data.encode([image for _, image in chosen])
+        return chosen
+
     def _as_predicted(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """Visual tokens [n, F] with noise of a strength between none and the recipe's, of length 1 again."""
         most = self.recipe.pixel_decoder_training.condition_noise
@@ -100,7 +116,7 @@ class PixelDecoderTraining(nn.Module):
         return noised_tokens(features, most * torch.rand((), generator=generator), generator)
 
     def num_tokens(self, pick: Pick, *, seed: int) -> int:
-        """Patches of its latents count for nothing: every image has as many, and a batch is so many images."""
+        """An image is one: all have as many patches."""
         del pick, seed
         return 1
 
@@ -123,7 +139,7 @@ class PixelDecoderTraining(nn.Module):
     def sample_grid(self, *, seed: int) -> Image.Image | None:
         """Real images above their reconstructions."""
         size = self.recipe.image_size
-        pictures = [tensor_to_image(image_to_tensor(open_image(path), size)) for path in self._shown()]
+        pictures = [tensor_to_image(image_to_tensor(open_reference(path), size)) for path in self._shown()]
         pictures += [tensor_to_image(image) for image in self._reconstruct(seed)]
         shown = len(pictures) // 2
         return draw_image_grid(pictures, ["real"] * shown + ["reconstructed"] * shown, columns=shown)
@@ -138,7 +154,7 @@ class PixelDecoderTraining(nn.Module):
         self.decoder.save_pretrained(folder, weights=weights)
 
     def _shown(self) -> list[str]:
-        images = self.images[0]
+        images = self._first
         return images[:: max(1, len(images) // NUM_SHOWN)][:NUM_SHOWN]
 
     def _shown_features(self) -> Tensor:

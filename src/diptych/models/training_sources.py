@@ -58,8 +58,11 @@ class TrainingSources:
 
     def prepare(self, picks: Sequence[Pick]) -> None:
         """Encodes what the picks' samples show, so that the encoders' `load` is a look-up. Raises RecordError for a bad
-        record or image."""
-        images = [image for _, source, index in picks for image in self.samples[source][index].images]
+        record too."""
+        self.encode([image for _, source, index in picks for image in self.samples[source][index].images])
+
+    def encode(self, images: Sequence[str]) -> None:
+        """Raises RecordError for an image of which nothing can be made."""
         for encoder in self._encoders:
             try:
                 encoder.prepare(images)
@@ -75,16 +78,13 @@ class TrainingSources:
             index for index in range(0, len(samples), max(1, len(samples) // count)) if self._is_good(samples, index)
         ]
 
-    def some_images(self, count: int) -> list[str]:
-        """All images of a small set, as often as its records name them; of a large one, those of some records."""
+    def some_images(self, count: int, source: int | None = None) -> list[str]:
+        """All images of a small set, as often as its records name them; of a large one, those of about `count` records
+        of each source. `source`: of this one alone."""
+        chosen = range(len(self.samples)) if source is None else [source]
         if self.images is not None:
-            return [image for images in self.images for image in images]
-        return [
-            image
-            for source, samples in enumerate(self.samples)
-            for index in self.spread(source, count)
-            for image in samples[index].images
-        ]
+            return [image for own in chosen for image in self.images[own]]
+        return [i for own in chosen for index in self.spread(own, count) for i in self.samples[own][index].images]
 
     @staticmethod
     def _is_good(samples: Source, index: int) -> bool:

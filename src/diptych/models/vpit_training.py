@@ -71,6 +71,7 @@ class VPiTTraining(nn.Module):
         self.model = morph.model
         self.loss_weights = {"ce": recipe.vpit.ce_weight, "visual": recipe.vpit.visual_weight}
         self.data = TrainingSources(recipe, cache_dir=morph.cache_dir)
+        self.sources = self.data.samples
         self.features = image_features(morph.encoder, recipe.vpit.num_image_tokens, cache_dir=morph.cache_dir)
         self.data.encode_with(self.features)
         self._streams, self._lengths = kept_streams(), kept_lengths()
@@ -182,7 +183,7 @@ class VPiTTraining(nn.Module):
         del seed
         drawings = [
             cut
-            for source in range(len(self.data.samples))
+            for source in range(len(self.sources))
             for index in self.data.spread(source, NUM_MEASURED)
             if (cut := before_first_target(self._stream(source, index, False))) is not None
         ][:NUM_MEASURED]
@@ -210,7 +211,7 @@ class VPiTTraining(nn.Module):
     def _build_stream(
         self, source: int, index: int, unconditional: bool, load_image: Callable[[str], Tensor]
     ) -> Stream:
-        samples = self.data.samples[source]
+        samples = self.sources[source]
         with naming_sample(samples, index):
             stream = build_sequence(
                 samples[index],

@@ -75,6 +75,7 @@ class XFusionTraining(nn.Module):
         self.morph = morph
         self.loss_weights = {"ce": recipe.objective.ce_weight, "flow": recipe.objective.flow_weight}
         self.data = TrainingSources(recipe, cache_dir=morph.cache_dir)
+        self.sources = self.data.samples
         self.latents = image_latents(morph.autoencoder, recipe.image_size, cache_dir=morph.cache_dir)
         self.data.encode_with(self.latents)
         self.features = None
@@ -96,7 +97,7 @@ class XFusionTraining(nn.Module):
         """Starts the maps of text into the vision tower from the statistics of the prompts that ask for an image."""
         picks = [
             (index, source, index)
-            for source in range(len(self.data.samples))
+            for source in range(len(self.sources))
             for index in self.data.spread(source, NUM_LOOKED_AT)
             if self._draws(source, index)
         ]
@@ -230,12 +231,12 @@ class XFusionTraining(nn.Module):
                 warnings.warn(str(error), stacklevel=2)
 
     def _draws(self, source: int, index: int) -> bool:
-        messages = self.data.samples[source][index].messages
+        messages = self.sources[source][index].messages
         return any(isinstance(part, int) for m in messages if m.role == "assistant" for part in m.parts)
 
     def _build_stream(self, form: Form, load_image: Callable[[str], Tensor]) -> Stream:
         source, index, without_text, without_images = form
-        samples = self.data.samples[source]
+        samples = self.sources[source]
         with naming_sample(samples, index):
             return build_sequence(
                 samples[index],

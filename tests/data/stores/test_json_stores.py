@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,7 +22,7 @@ values = st.recursive(
     max_leaves=8,
 )
 spaces = st.text(" \t\r\n", max_size=3)
-same_folder = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+same_folder = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @same_folder
@@ -117,9 +116,8 @@ def test_an_index_is_kept_while_the_file_stays_as_it_is(
         index.write_bytes(index.read_bytes()[:20])
     with pytest.warns(UserWarning, match="is damaged"):
         assert read() == [4, 5]
-    for index in indices.iterdir():
-        assert not index.suffix == ".tmp"
-        assert np.load(index).dtype == np.int64
+    assert {index.suffix for index in indices.iterdir()} == {".npy"}
+    assert read() == [4, 5]
 
 
 def test_opening_a_large_file_reads_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from diptych.backbones.assets import find_asset
 from diptych.backbones.language import EMBEDDED_LANGUAGE_MODELS, load_tokenizer
 from diptych.config import Recipe
 from diptych.data.mixture import build_mixture
-from diptych.data.samples import Sample, read_samples
+from diptych.data.samples import Sample
+from diptych.data.sources import is_there, open_sources
 from diptych.data.tokenize import build_sequence
 from diptych.sequence import ImageSpan, Sequence, TextSpan
 
@@ -49,19 +50,30 @@ def first_streams(
     boundary_ids: tuple[int, int] | None = None,
 ) -> FirstStreams:
     """`image` stands for every image. Without a tokenizer or data: text, then an image to draw."""
-    lacking = [source.path for source in recipe.data.sources if not Path(source.path).is_file()]
+    lacking = [source.path for source in recipe.data.sources if not is_there(source)]
     micro = recipe.train.per_device_train_batch_size
     if tokenizer is None or lacking:
         drawing = _nominal(num_image_tokens, image, boundary_ids)
         reason = f"{lacking[0]} is not there" if lacking else f"{recipe.language_model} is not fetched"
         assumed = f"{NOMINAL_TEXT_TOKENS} text tokens, then an image to draw, since {reason}"
         return FirstStreams([replace(drawing, draw=draw) for draw in range(micro)], micro, assumed)
-    sources = [read_samples(s.path, max_bad_fraction=recipe.data.max_bad_fraction) for s in recipe.data.sources]
+    sources = open_sources(recipe.data)
     mixture = build_mixture(recipe, tuple(map(len, sources)))
     build = _builder(recipe, tokenizer, num_image_tokens, image, boundary_ids)
-    num_draws = mixture.round_length if mixture.run_length > 1 else micro * max(1, NUM_LOOKED_AT // micro)
-    picks = [mixture.pick(draw) for draw in range(num_draws)]
-    return FirstStreams([build(sources[source][index], draw) for draw, source, index in picks], micro, None)
+    length = recipe.train.packing_length
+    several = micro * max(1, NUM_LOOKED_AT // micro) if length is None else NUM_LOOKED_AT
+    num_draws = mixture.round_length if mixture.run_length > 1 else several
+    streams, first_error = [], None
+    for draw, source, index in map(mixture.pick, range(num_draws)):
+        try:
+            streams.append(build(sources[source][index], draw))
+        except ValueError as error:  # training leaves it out as well
+            first_error = first_error or error
+    if not streams:
+        raise first_error or ValueError("the recipe's sources hold no samples")
+    if length is not None:
+        micro = max(1, round(length * len(streams) / sum(map(len, streams))))
+    return FirstStreams(streams, micro, None)
 
 
 def _nominal(num_image_tokens: int, image: Tensor, boundary_ids: tuple[int, int] | None) -> Sequence:

@@ -1,0 +1,85 @@
+"""Data read as it is drawn: is memory flat over 200,000 samples, and how soon does a run that resumes far in go on?
+
+    python bench/data_streaming.py [--samples 200000] [--resume-at 1000000] [--records 1000000]
+
+Goals: memory within 5% from the first tenth of the stream to its end; the first sample at a resumed draw within 2 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+
+def resident_bytes() -> int:
+    """Of this process, now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def write_records(path: Path, count: int) -> None:
+    with path.open("w") as file:
+        for number in range(count):
+            messages = [
+                {"role": "user", "content": f"What is {number} and one more?"},
+                {"role": "assistant", "content": f"It is {number + 1}."},
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
+
+
+def stream_memory(path: Path, num_samples: int, *, index_dir: Path | None = None) -> list[int]:
+    """Memory after each tenth of `num_samples` drawn samples of a file, read in the order of a mixture."""
+    from diptych.data.mixture import Mixture
+    from diptych.data.sources import open_sources
+    from diptych.settings import DataConfig, SourceConfig
+
+    sources = open_sources(DataConfig(sources=(SourceConfig(path=str(path)),)), index_dir=index_dir)
+    mixture = Mixture(tuple(map(len, sources)), (1,), seed=0)
+    seen = []
+    for draw in range(num_samples):
+        _, source, index = mixture.pick(draw)
+        sources[source][index]
+        if (draw + 1) % (num_samples // 10) == 0:
+            seen.append(resident_bytes())
+    return seen
+
+
+def first_sample_seconds(path: Path, draw: int, *, index_dir: Path | None) -> float:
+    """From nothing open to the sample of one draw."""
+    from diptych.data.mixture import Mixture
+    from diptych.data.sources import open_sources
+    from diptych.settings import DataConfig, SourceConfig
+
+    started = time.perf_counter()
+    sources = open_sources(DataConfig(sources=(SourceConfig(path=str(path)),)), index_dir=index_dir)
+    _, source, index = Mixture(tuple(map(len, sources)), (1,), seed=0).pick(draw)
+    sources[source][index]
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=200_000)
+    parser.add_argument("--records", type=int, default=1_200_000)
+    parser.add_argument("--resume-at", type=int, default=1_000_000)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path, index_dir = Path(folder) / "records.jsonl", Path(folder) / "indices"
+        write_records(path, args.records)
+        print(f"{args.records:,} records, {path.stat().st_size / 1e6:.0f} MB")
+        print(f"opening and indexing for the first time: {first_sample_seconds(path, 0, index_dir=index_dir):.2f} s")
+        from diptych.data import mixture
+
+        mixture._permutation.cache_clear()
+        resumed = first_sample_seconds(path, args.resume_at, index_dir=index_dir)
+        print(f"first sample of a run resumed at draw {args.resume_at:,}: {resumed:.2f} s (goal: below 2)")
+        seen = stream_memory(path, args.samples, index_dir=index_dir)
+        print("memory after each tenth, MB: " + " ".join(f"{value / 1e6:.0f}" for value in seen))
+        print(f"{args.samples:,} samples: {seen[-1] / seen[0] - 1:+.1%} from the first tenth to the end (goal: 5%)")
+
+
+if __name__ == "__main__":
+    main()
