@@ -182,11 +182,13 @@ def is_there(source: SourceConfig) -> bool:
 
 
 @contextmanager
-def naming_sample(source: Source, index: int) -> Iterator[None]:
-    """Adds to a ValueError which sample it is about: its file, and its number there. A RecordError names it already."""
+def naming_sample(source: Source, index: int) -> Iterator[Sample]:
+    """The sample, and its file and number in whatever is then raised about it (ValueError; RecordError keeps its
+    kind)."""
+    sample = source[index]
     try:
-        yield
-    except RecordError:
-        raise
+        yield sample
+    except RecordError as error:
+        raise RecordError(error.kind, f"{source.where(index)}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{source.where(index)}: {error}") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diptych.data.samples import Message, Sample
+from diptych.data.samples import Message, RecordError, Sample
 from diptych.sequence import ImageSpan, Sequence, TextSpan
 
 TEMPLATES = {
@@ -65,7 +65,8 @@ def build_sequence(
 
     X-Fusion (no `boundary_ids`): a target image that later tokens read is followed by a clean copy, since nobody but
     itself may see its noise. VPiT: every image stands between its two boundary tokens, which carry loss as it does.
-    Raises ValueError if nothing is supervised, or the sequence is longer than `max_length` tokens.
+    Raises RecordError if nothing is supervised ("no loss"), or the sequence is longer than `max_length` tokens ("too
+    long").
     """
     messages = drop_text(sample.messages) if unconditional else sample.messages
     if without_images:
@@ -87,10 +88,10 @@ def build_sequence(
         (isinstance(s, ImageSpan) and s.is_target) or (isinstance(s, TextSpan) and any(s.loss)) for s in spans
     )
     if not supervised:
-        raise ValueError("nothing in this sample is supervised: it has no assistant turn with text or an image")
+        raise RecordError("no loss", "nothing in this sample is learnt: it has no assistant turn with text or an image")
     sequence = Sequence(tuple(spans), draw=draw)
     if max_length is not None and len(sequence) > max_length:
-        raise ValueError(f"this sample has {len(sequence)} tokens, more than data.max_length {max_length}")
+        raise RecordError("too long", f"this sample has {len(sequence)} tokens, more than data.max_length {max_length}")
     return sequence
 
 

@@ -211,10 +211,9 @@ class VPiTTraining(nn.Module):
     def _build_stream(
         self, source: int, index: int, unconditional: bool, load_image: Callable[[str], Tensor]
     ) -> Stream:
-        samples = self.sources[source]
-        with naming_sample(samples, index):
+        with naming_sample(self.sources[source], index) as sample:
             stream = build_sequence(
-                samples[index],
+                sample,
                 tokenizer=self.morph.tokenizer,
                 template=self.recipe.template,
                 load_image=load_image,

@@ -236,10 +236,9 @@ class XFusionTraining(nn.Module):
 
     def _build_stream(self, form: Form, load_image: Callable[[str], Tensor]) -> Stream:
         source, index, without_text, without_images = form
-        samples = self.sources[source]
-        with naming_sample(samples, index):
+        with naming_sample(self.sources[source], index) as sample:
             return build_sequence(
-                samples[index],
+                sample,
                 tokenizer=self.morph.tokenizer,
                 template=self.recipe.template,
                 load_image=load_image,
