@@ -181,8 +181,8 @@ def reconstruction_psnr(autoencoder: Autoencoder, images: Tensor, *, noise: floa
 
 
 def is_held_out(path: str) -> bool:
-    """A tenth of all concepts, by the hash of the file's name: both styles of a concept go together, and so do the frames
-    of a clip. Of what lies in a tar or a table, by its place there."""
+    """A tenth of all concepts, by the hash of the file's name: both styles of a concept go together, and so do
+    the frames of a clip. Of what lies in a tar or a table, by its place there."""
     clip = path.partition("#frame=")[0]
     name = clip if names_part_of_a_file(clip) else Path(clip).stem
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 10 == 0
