@@ -156,7 +156,7 @@ def test_text_cannot_forge_the_marks_of_messages_and_images() -> None:
 
 
 def test_a_sample_without_anything_to_learn_and_one_too_long_are_refused() -> None:
-    with pytest.raises(ValueError, match="nothing in this sample is supervised"):
+    with pytest.raises(ValueError, match="nothing in this sample is learnt"):
         _sequence(user("hi"))
     with pytest.raises(ValueError, match=r"more than data.max_length 10"):
         _sequence(user("hi there"), assistant("yes"), max_length=10)

@@ -63,12 +63,8 @@ def _held_out_beside(recipe: Recipe) -> list[Path]:
     """Files beside the sources whose names say that they are held out."""
     own = {Path(source.path).resolve() for source in recipe.data.sources}
     folders = dict.fromkeys(path.parent for path in sorted(own))
-    found = [
-        path
-        for folder in folders
-        for name in ("held_out*.jsonl", "unseen*.jsonl")
-        for path in sorted(folder.glob(name))
-    ]
+    names = ("held_out*.jsonl", "unseen*.jsonl")
+    found = [path for folder in folders for name in names for path in sorted(folder.glob(name))]
     return [path for path in found if path not in own and path.stat().st_size]
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from diptych.commands.training import Overrides, Recipe
+
 app = typer.Typer(help="Build data sets, and look at them.", no_args_is_help=True)
 build_app = typer.Typer(help="Build a data set from embedded assets.", no_args_is_help=True)
 app.add_typer(build_app, name="build")
@@ -74,15 +76,46 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 @app.command("show")
 def show(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set: a folder with .jsonl files.")],
-    num: Annotated[int, typer.Option(min=1, help="How many samples.")] = 8,
+    what: Annotated[Path, typer.Argument(metavar="DIR|RECIPE", help="A folder with .jsonl files, or a recipe.")],
+    num: Annotated[int, typer.Option(min=1, help="How many samples; with --tokens, of each source.")] = 8,
     out: Annotated[Path | None, typer.Option(help="The picture; left out: contact-sheet.png in DIR.")] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Print the samples as tokens instead, those with loss marked.")
+    ] = False,
 ) -> None:
-    """Draw a contact sheet of samples, so that a person can look at the data."""
-    from diptych.data.contact_sheet import draw_folder_sheet
+    """Draw a contact sheet of samples, or print their tokens (--tokens, of a recipe), so that a person can look."""
+    if tokens:
+        from diptych.commands.checking_data import show_tokens
+        from diptych.config import load_recipe
 
-    sheet = draw_folder_sheet(folder, num)
-    path = out or folder / "contact-sheet.png"
+        show_tokens(load_recipe(what), num=num)
+        return
+    from diptych.data.contact_sheet import draw_folder_sheet, draw_recipe_sheet
+
+    if what.suffix in (".yaml", ".yml"):
+        from diptych.config import load_recipe
+
+        sheet, path = draw_recipe_sheet(load_recipe(what).data, num), out or Path("contact-sheet.png")
+    else:
+        sheet, path = draw_folder_sheet(what, num), out or what / "contact-sheet.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
     print(path)
+
+
+@app.command("validate")
+def validate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(help="Samples that training must not show; left out: held_out* and unseen* beside the sources."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the counts and problems.")] = None,
+) -> None:
+    """Read everything that a recipe would train on, and say what is wrong with it; exits with 2 if anything is."""
+    from diptych.commands.checking_data import validate as check
+    from diptych.config import load_recipe
+
+    with progress_bars() as report:
+        check(load_recipe(recipe, overrides or []), held_out=held_out or [], out=out, progress=report)

@@ -93,11 +93,15 @@ def draw_folder_sheet(folder: str | Path, num: int = 8) -> Image.Image:
     files = [path for path in sorted(folder.glob("*.jsonl")) if path.stat().st_size]
     if not files:
         raise ValueError(f"folder {folder} holds no .jsonl files of samples; is it a data set?")
-    chosen: list[Sample] = []
-    for place, file in enumerate(files):
-        (samples,) = open_sources(DataConfig(sources=(SourceConfig(path=str(file)),)))
-        share = num // len(files) + (place < num % len(files))
-        shift = place / len(files)  # so that files that list the same things show different ones
+    return draw_recipe_sheet(DataConfig(sources=tuple(SourceConfig(path=str(file)) for file in files)), num)
+
+
+def draw_recipe_sheet(data: DataConfig, num: int = 8) -> Image.Image:
+    """A contact sheet over the sources of a recipe, `num` samples in turn from each."""
+    sources, chosen = open_sources(data), list[Sample]()
+    for place, samples in enumerate(sources):
+        share = num // len(sources) + (place < num % len(sources))
+        shift = place / len(sources)  # so that files that list the same things show different ones
         chosen += [samples[int((k + shift) / share * len(samples))] for k in range(share)]
     return draw_contact_sheet(chosen, num)
 

@@ -44,6 +44,8 @@ _frames: RecentlyUsed[tuple[str, int, int], list[Image.Image]] = RecentlyUsed(
     max_total=_FRAMES_KEPT_BYTES,
     size_of=lambda frames: sum(3 * frame.width * frame.height for frame in frames),
 )
+# What is hashed is then decoded: both of the same answer.
+_fetched: RecentlyUsed[str, bytes] = RecentlyUsed(64, max_total=64_000_000, size_of=len)
 _digests: RecentlyUsed[tuple[str, int, int, int], str] = RecentlyUsed(4096)
 
 
@@ -104,7 +106,8 @@ def read_reference(reference: str, *, as_file: bool = False) -> bytes | Image.Im
     if isinstance(reference, WebImage):
         from diptych.data.web_images import fetch_image
 
-        return fetch_image(reference, allowed_hosts=reference.allowed_hosts)
+        hosts = reference.allowed_hosts
+        return _fetched.get_or_make(f"{hosts} {reference}", lambda: fetch_image(reference, allowed_hosts=hosts))
     if reference[:5].lower() == "data:":
         return _read_data_uri(reference)
     if (frame := split_frame(reference)) is not None:

@@ -7,6 +7,7 @@ holds them. Neither grows with the set: what is kept in memory of either is boun
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ class TrainingSources:
             everything = {image for images in self.images for image in images}
             if len(everything) <= PREPARED_IMAGES:
                 for encoder in encoders:
-                    encoder.prepare(everything)
+                    _prepare_what_can_be(encoder, everything)
 
     def prepare(self, picks: Sequence[Pick]) -> None:
         """Encodes what the picks' samples show, so that the encoders' `load` is a look-up. Raises RecordError for a bad
@@ -92,6 +93,16 @@ class TrainingSources:
             return bool(samples[index].messages)
         except RecordError:
             return False
+
+
+def _prepare_what_can_be(encoder: EncodedImages, images: set[str]) -> None:
+    """An image of which nothing can be made is told, and skipped, when a sample that shows it is drawn."""
+    try:
+        encoder.prepare(images)
+    except ValueError:
+        for image in sorted(images):
+            with suppress(ValueError):
+                encoder.prepare([image])
 
 
 def kept_lengths() -> RecentlyUsed:
