@@ -20,7 +20,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """The decoders that may run; every other decoder of Pillow stays out of reach of a file."""
 MAX_PIXELS = 50_000_000
 
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -35,6 +35,7 @@ _DECODING_ERRORS = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+"""What Pillow may raise on bytes that are no sound picture."""
 
 
 def resolve_inside(root: str | Path, path: str) -> Path:
@@ -75,17 +76,22 @@ def open_image(path: str | Path, *, root: str | Path | None = None, max_pixels: 
         raise ValueError(f"image path {os.fspath(path)!r} holds a NUL character")
     else:
         location = Path(path)
+    with open_regular_file(location, what=f"image {location}") as file:
+        return _decode(file, f"image {location}", max_pixels)
+
+
+def open_regular_file(path: str | Path, *, what: str) -> IO[bytes]:
+    """A file opened for reading, never a pipe or a device. Raises ValueError that names `what`: missing, unreadable."""
     try:
-        descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block us
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block us
     except FileNotFoundError:
-        raise ValueError(f"image {location} does not exist") from None
-    except OSError as error:
-        raise ValueError(f"image {location} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{what} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ValueError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError(f"image {location} is not a regular file")
-    with os.fdopen(descriptor, "rb") as file:
-        return _decode(file, f"image {location}", max_pixels)
+        raise ValueError(f"{what} is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def decode_image(data: bytes, *, what: str = "the image", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -106,7 +112,7 @@ def _decode(file: IO[bytes], what: str, max_pixels: int) -> Image.Image:
         raise ValueError(f"{what} is too large: more than the {max_pixels} pixels allowed") from None
     except Image.UnidentifiedImageError:
         raise ValueError(f"{what} is none of {', '.join(IMAGE_FORMATS)}, or it is corrupt") from None
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise ValueError(f"{what} is corrupt or truncated: {error}; replace it, or leave it out") from error
 
 
