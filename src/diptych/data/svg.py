@@ -18,8 +18,8 @@ def render_svg(path: str | Path, size: int, *, only_layers: str = "") -> Image.I
 
     Only self-contained drawings are rendered: no entities, images, scripts, style sheets or text (fonts differ between
     machines), no reference but to the file's own elements. Raises ValueError that names the file otherwise, or
-    if it is missing, larger than MAX_SVG_BYTES, or not SVG. `only_layers`: of the drawing's top groups, only those whose
-    id begins so are drawn (OpenMoji's "line"); a drawing without one is refused too.
+    if it is missing, larger than MAX_SVG_BYTES, or not SVG. `only_layers`: of the drawing's top groups, only those
+    whose id begins so are drawn (OpenMoji's "line"); a drawing without one is refused too.
     """
     path = Path(path)
     try:

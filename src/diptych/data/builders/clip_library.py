@@ -78,7 +78,7 @@ class ClipSource:
     def __post_init__(self) -> None:
         if not self.clip_folders or self.num_clips < 1 or not 16 <= self.image_size <= 1024:
             raise ValueError(
-                f"clips need folders ({len(self.clip_folders)} given), num_clips of 1 or more ({self.num_clips}) and an "
+                f"clips need folders ({len(self.clip_folders)} given), num_clips of 1 or more ({self.num_clips}), an "
                 f"image_size in 16..1024 ({self.image_size})"
             )
 

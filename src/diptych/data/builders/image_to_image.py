@@ -1,4 +1,4 @@
-"""A picture and what to change of it, answered with the changed picture: style, colour; add, move, remove in a scene."""
+"""A picture and what to change of it, answered with a picture: style, colour; add, move, remove in a scene."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from diptych.data.builders.concept_gallery import LINE_STYLE, STYLE_NAMES, GallerySource, Pool
+from diptych.data.builders.concept_gallery import STYLE_NAMES, GallerySource, Pool
+from diptych.data.builders.concept_splits import is_held_out
 from diptych.data.builders.emoji import BuiltSet
 from diptych.data.builders.emoji_concepts import STYLES
 from diptych.data.builders.emoji_scenes import Placed, cell_box, draw_scene
@@ -52,15 +53,11 @@ def make_draft(pool: Pool, chance: random.Random) -> Draft | None:
 
 
 def _style(pool: Pool, chance: random.Random) -> Draft | None:
-    """The answer is in the pool's style; shown is another, which only what training holds out may lack there."""
+    """The answer is in the pool's style; shown is another, which training shows too unless it never shows the concept."""
     name = chance.choice(pool.names)
-    others = [style for style in STYLES if style != pool.style]
-    shown = chance.choice(others)
+    shown = chance.choice([style for style in STYLES if style != pool.style])
     pools = pool.gallery.pools
-    in_training = name in pools["train"][pool.style]
-    if in_training and name not in pools["train"][shown]:
-        return None
-    if pool.style == LINE_STYLE and name not in pools["train"][shown]:
+    if not is_held_out(name, seed=pool.gallery.seed) and name not in pool.gallery.pools["train"][shown]:
         return None
     request = f"Redraw it in {STYLE_NAMES[pool.style]} style.\n"
     meta = {"concept": name, "from_style": shown}

@@ -60,10 +60,7 @@ def build_pure_video(out: str | Path, source: ClipSource, *, samples_per_clip: i
                     draft.meta.update({"concept": clip.name, "colours": colours})
                     yield split, draft
 
-    def counts() -> dict[str, int]:
-        return {"clips": len(source.clips), "clips held out": len(source.unseen)}
-
-    return build_set(out, plan, drafts, counts=counts, progress=source.progress)
+    return build_set(out, plan, drafts, counts=lambda: source.counts, progress=source.progress)
 
 
 def _drafts_of_clip(frames: ClipFrames, tasks: Sequence[str], number: int, wanted: int, label: str) -> Iterator[Draft]:
@@ -179,7 +176,7 @@ def _reverse(clip: ClipFrames, window: list[int], interval: str, _: random.Rando
 
 def _fill(clip: ClipFrames, window: list[int], interval: str, _: random.Random) -> Draft | None:
     shown, asked = list(range(0, len(window), 2)), list(range(1, len(window), 2))
-    request = f"Of {len(window)} frames of a clip, {interval} seconds apart, every other one is missing. Show the missing ones."
+    request = f"Of {len(window)} frames of a clip, {interval} seconds apart, every other one is missing. Show those."
     return _predict(clip, window, shown, asked, request, "These were missing:")
 
 

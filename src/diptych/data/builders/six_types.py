@@ -20,16 +20,16 @@ from diptych.data.builders.visual_thinking import build_visual_thinking
 
 FRAGMENT_NAME = "six-types.yaml"
 SHARES = {
-    "image-qa": 0.34,
-    "easy-vqa": 0.10,
-    "video-qa": 0.10,
-    "generation": 0.31,
-    "pure-video": 0.09,
-    "visual-thinking": 0.03,
-    "image-to-image": 0.03,
+    "image-qa": 34,
+    "easy-vqa": 10,
+    "video-qa": 10,
+    "generation": 31,
+    "pure-video": 9,
+    "visual-thinking": 3,
+    "image-to-image": 3,
 }
-"""MetaMorph's mixture, in rounded shares of samples; its ImageQA falls to two sets here."""
-TEXT_SHARE = 0.02
+"""MetaMorph's mixture, in per cent of the samples; its ImageQA falls to two sets here."""
+TEXT_SHARE = 2
 """MetaMorph names no share of its text-only samples; this one is ours."""
 
 
@@ -75,8 +75,8 @@ def build_six_types(
 
 
 def mixture_fragment(out: Path) -> str:
-    """The `data` part of a recipe that mixes the built sets in MetaMorph's shares; a weight is a share of samples."""
+    """The `data` part of a recipe that mixes the built sets in MetaMorph's shares, in per cent of the samples."""
     lines = ["# MetaMorph's six data types from embedded sets, in its shares, and text.", "data:", "  sources:"]
     for name, share in (SHARES | {"text-only": TEXT_SHARE}).items():
-        lines += [f"    - path: {(out / name / 'train.jsonl').as_posix()}", f"      weight: {share:g}"]
+        lines += [f"    - path: {(out / name / 'train.jsonl').as_posix()}", f"      weight: {share}"]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Text-only instructions made by rule from the emoji's names and groups, and from numbers: no pictures, no other source.
+"""Text-only instructions made by rule from the emoji's names and groups, and from numbers: no pictures.
 
 They keep text in the mixture; they teach no more than they say. Held out: concepts, a wording of each task (the
 style of a text), and combinations of a task with a number or a name.

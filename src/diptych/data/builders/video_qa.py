@@ -49,10 +49,7 @@ def build_video_qa(out: str | Path, source: ClipSource, *, samples_per_clip: int
                     draft.meta.update({"concept": clip.name, "colours": colours})
                     yield split, draft
 
-    def counts() -> dict[str, int]:
-        return {"clips": len(source.clips), "clips held out": len(source.unseen)}
-
-    return build_set(out, plan, drafts, counts=counts, progress=source.progress)
+    return build_set(out, plan, drafts, counts=lambda: source.counts, progress=source.progress)
 
 
 def _drafts_of_clip(clip: Clip, frames: ClipFrames, tasks: Sequence[str], wanted: int, label: str) -> Iterator[Draft]:

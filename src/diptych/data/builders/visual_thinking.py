@@ -39,7 +39,7 @@ def build_visual_thinking(out: str | Path, source: GallerySource, *, num_samples
     """Builds the set in the folder `out`: `num_samples` for training, a tenth as many for each held-out file."""
     plan = SetPlan(
         name="visual-thinking",
-        description="Scenes of emoji; the answer looks closer first: a zoomed cut-out, or the scene with boxes drawn in.",
+        description="Scenes of emoji; the answer looks closer first: a zoomed cut-out, or the scene with boxes.",
         settings={"builder": "visual-thinking", "builder_version": 1, "num_samples": num_samples} | source.settings,
         splits=SPLIT_TEXTS,
         licences=source.licences,
