@@ -65,7 +65,7 @@ def write_packages(root: Path, entries: list[dict[str, Any]], *, same: dict[str,
 
 
 def write_clips(root: Path, entries: list[dict[str, Any]], *, num_frames: int = 52) -> dict[str, Any]:
-    """Two tiny packages of animated emoji: a square of its own colour on its own way over white, 1/24 second a frame."""
+    """Two tiny packages of animated emoji: a square of its own colour and way over white, 1/24 second a frame."""
     folders = [root / f"clips-{k}" / "package" for k in (1, 2)]
     for folder in folders:
         (folder / "assets").mkdir(parents=True)

@@ -53,10 +53,9 @@ def make_draft(pool: Pool, chance: random.Random) -> Draft | None:
 
 
 def _style(pool: Pool, chance: random.Random) -> Draft | None:
-    """The answer is in the pool's style; shown is another, which training shows too unless it never shows the concept."""
+    """The answer is in the pool's style; shown is another, which training shows too, or not the concept at all."""
     name = chance.choice(pool.names)
     shown = chance.choice([style for style in STYLES if style != pool.style])
-    pools = pool.gallery.pools
     if not is_held_out(name, seed=pool.gallery.seed) and name not in pool.gallery.pools["train"][shown]:
         return None
     request = f"Redraw it in {STYLE_NAMES[pool.style]} style.\n"
