@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,10 @@ def test_answers_about_pictures_follow_from_their_description(sets: Path) -> Non
             elif task == "exists":
                 assert answer == ("yes" if question.rpartition(": ")[2].rstrip("?") in at else "no")
             else:
-                one, words, _, other = question.removeprefix("Is the ").rstrip("?").split(" ", 1)[0], question, "", ""
-                other = question.rstrip("?").rpartition(" the ")[2]
+                one, other = question.split()[2], question.rstrip("?").rpartition(" the ")[2]
                 dx, dy = (at[one][axis] - at[other][axis] for axis in (0, 1))
                 is_so = {"left": dx < 0, "right": dx > 0, "higher": dy < 0, "lower": dy > 0}
-                assert answer == ("yes" if next(so for word, so in is_so.items() if f" {word} " in words) else "no")
+                assert answer == ("yes" if next(so for word, so in is_so.items() if f" {word} " in question) else "no")
     assert {"name", "kind", "keyword", "count", "exists", "position"} >= tasks >= {"name", "kind", "count", "exists"}
 
 
@@ -221,7 +221,8 @@ def test_prompts_name_what_is_drawn(sets: Path, gallery: GallerySource) -> None:
 
 
 def test_text_answers_are_right(sets: Path) -> None:
-    tasks, wordings = set(), {}
+    tasks: set[str] = set()
+    wordings: dict[str, set[tuple[str, ...]]] = {}
     for split, found in read_all(sets / "text-only").items():
         for sample in found:
             question, answer = said(sample)
@@ -229,9 +230,7 @@ def test_text_answers_are_right(sets: Path) -> None:
             tasks.add(task)
             wordings.setdefault(split, set()).add((task, question.split()[0], question.split()[-1][-1]))
             numbers = [int(word) for word in question.replace("?", "").replace(",", "").split() if word.isdigit()]
-            names = [
-                word for word in question.replace(",", " ").replace("?", " ").replace(".", " ").split() if word in MANY
-            ]
+            names = [word for word in re.findall(r"\w+", question) if word in MANY]
             if task == "add":
                 assert int(answer) == sum(numbers)
             elif task == "subtract":
