@@ -229,7 +229,7 @@ def test_text_answers_are_right(sets: Path) -> None:
             task = sample.meta["task"]
             tasks.add(task)
             wordings.setdefault(split, set()).add((task, question.split()[0], question.split()[-1][-1]))
-            numbers = [int(word) for word in question.replace("?", "").replace(",", "").split() if word.isdigit()]
+            numbers = [int(word) for word in re.findall(r"\d+", question)]
             names = [word for word in re.findall(r"\w+", question) if word in MANY]
             if task == "add":
                 assert int(answer) == sum(numbers)
