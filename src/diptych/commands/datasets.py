@@ -57,6 +57,141 @@ def build_emoji_tasks(
     print(f"{built.summary()}; what is in it: {out / 'card.md'}")
 
 
+_EMOJI_ASSETS = {
+    "openmoji_folder": "openmoji",
+    "fluent_folder": "fluent-emoji-3d",
+    "emojibase_folder": "emojibase-data",
+}
+_CLIP_ASSETS = tuple(f"fluent-emoji-anim-{number}" for number in range(1, 5))
+Out = Annotated[Path, typer.Option(help="Folder to write to.")]
+NumSamples = Annotated[int, typer.Option(min=1, help="Training samples; a tenth as many in each held-out file.")]
+NumConcepts = Annotated[int, typer.Option(min=1, help="How many everyday concepts.")]
+NumClips = Annotated[int, typer.Option(min=1, help="How many clips.")]
+PerClip = Annotated[int, typer.Option(min=1, help="Samples tried at each clip.")]
+
+
+def _gallery_source(num_concepts: int, report: Callable[[str, int, int], None]) -> Any:
+    from diptych.backbones.assets import asset_path
+    from diptych.data.builders.concept_gallery import GallerySource
+
+    folders: dict[str, Any] = {name: asset_path(asset) for name, asset in _EMOJI_ASSETS.items()}
+    return GallerySource(**folders, num_concepts=num_concepts, progress=report)
+
+
+def _clip_source(num_clips: int, report: Callable[[str, int, int], None]) -> Any:
+    from diptych.backbones.assets import asset_path
+    from diptych.data.builders.clip_library import ClipSource
+
+    folders = tuple(asset_path(name) for name in _CLIP_ASSETS)
+    return ClipSource(folders, asset_path("emojibase-data"), num_clips=num_clips, progress=report)
+
+
+def _tell(built: Any) -> None:
+    print(f"{built.summary()}; what is in it: {built.folder / 'card.md'}")
+
+
+@build_app.command("image-qa")
+def build_image_qa(out: Out, num_samples: NumSamples = 4000, num_concepts: NumConcepts = 300) -> None:
+    """Questions on emoji and scenes: names, kinds, keywords, counting, position."""
+    from diptych.data.builders.image_qa import build_image_qa as build
+
+    with progress_bars() as report:
+        built = build(out, _gallery_source(num_concepts, report), num_samples=num_samples)
+    _tell(built)
+
+
+@build_app.command("generation")
+def build_generation(out: Out, num_samples: NumSamples = 4000, num_concepts: NumConcepts = 300) -> None:
+    """Emoji to be drawn from names and tags, in several wordings."""
+    from diptych.data.builders.drawing_prompts import build_generation as build
+
+    with progress_bars() as report:
+        built = build(out, _gallery_source(num_concepts, report), num_samples=num_samples)
+    _tell(built)
+
+
+@build_app.command("visual-thinking")
+def build_visual_thinking(out: Out, num_samples: NumSamples = 2000, num_concepts: NumConcepts = 300) -> None:
+    """Scenes; the answer zooms in or draws boxes first."""
+    from diptych.data.builders.visual_thinking import build_visual_thinking as build
+
+    with progress_bars() as report:
+        built = build(out, _gallery_source(num_concepts, report), num_samples=num_samples)
+    _tell(built)
+
+
+@build_app.command("image-to-image")
+def build_image_to_image(out: Out, num_samples: NumSamples = 3000, num_concepts: NumConcepts = 300) -> None:
+    """Pictures changed as asked: style, colour; add, move, remove."""
+    from diptych.data.builders.image_to_image import build_image_to_image as build
+
+    with progress_bars() as report:
+        built = build(out, _gallery_source(num_concepts, report), num_samples=num_samples)
+    _tell(built)
+
+
+@build_app.command("text-only")
+def build_text_only(out: Out, num_samples: NumSamples = 2000, num_concepts: NumConcepts = 300) -> None:
+    """Instructions without pictures, made by rule."""
+    from diptych.data.builders.text_instructions import build_text_instructions as build
+
+    with progress_bars() as report:
+        built = build(out, _gallery_source(num_concepts, report), num_samples=num_samples)
+    _tell(built)
+
+
+@build_app.command("video-qa")
+def build_video_qa(out: Out, num_clips: NumClips = 200, per_clip: PerClip = 6) -> None:
+    """Questions on clips of animated emoji: name, kind, what comes next."""
+    from diptych.data.builders.video_qa import build_video_qa as build
+
+    with progress_bars() as report:
+        built = build(out, _clip_source(num_clips, report), samples_per_clip=per_clip)
+    _tell(built)
+
+
+@build_app.command("pure-video")
+def build_pure_video(out: Out, num_clips: NumClips = 200, per_clip: PerClip = 6) -> None:
+    """Clips of animated emoji: what comes later, before, between, in which order."""
+    from diptych.data.builders.pure_video import build_pure_video as build
+
+    with progress_bars() as report:
+        built = build(out, _clip_source(num_clips, report), samples_per_clip=per_clip)
+    _tell(built)
+
+
+@build_app.command("easy-vqa")
+def build_easy_vqa(out: Out) -> None:
+    """easy-VQA: questions on one coloured shape, with its own test split."""
+    from diptych.backbones.assets import asset_path, find_asset
+    from diptych.data.builders.easy_vqa import build_easy_vqa as build
+
+    version = find_asset("easy-vqa").version
+    with progress_bars() as report:
+        built = build(out, easy_vqa_folder=asset_path("easy-vqa"), version=version, progress=report)
+    _tell(built)
+
+
+@build_app.command("six-types")
+def build_six_types(out: Out, num_concepts: NumConcepts = 300, num_clips: NumClips = 200) -> None:
+    """All of MetaMorph's six data types and text, a set each, and six-types.yaml that mixes them."""
+    from diptych.backbones.assets import asset_path
+    from diptych.data.builders.six_types import FRAGMENT_NAME
+    from diptych.data.builders.six_types import build_six_types as build
+
+    with progress_bars() as report:
+        every = build(
+            out,
+            gallery=_gallery_source(num_concepts, report),
+            clips=_clip_source(num_clips, report),
+            easy_vqa_folder=asset_path("easy-vqa"),
+            progress=report,
+        )
+    for built in every:
+        _tell(built)
+    print(f"the data part of a recipe that mixes them: {out / FRAGMENT_NAME}")
+
+
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each thing that is reported: what, how many done, of how many."""

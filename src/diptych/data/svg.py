@@ -13,12 +13,13 @@ MAX_SVG_BYTES = 4_000_000
 _FORBIDDEN_ELEMENTS = {"image", "feImage", "script", "foreignObject", "text", "style"}
 
 
-def render_svg(path: str | Path, size: int) -> Image.Image:
+def render_svg(path: str | Path, size: int, *, only_layers: str = "") -> Image.Image:
     """Renders an SVG file to size x size pixels, RGB, its aspect kept, centred on white.
 
     Only self-contained drawings are rendered: no entities, images, scripts, style sheets or text (fonts differ between
     machines), no reference but to the file's own elements. Raises ValueError that names the file otherwise, or
-    if it is missing, larger than MAX_SVG_BYTES, or not SVG.
+    if it is missing, larger than MAX_SVG_BYTES, or not SVG. `only_layers`: of the drawing's top groups, only those
+    whose id begins so are drawn (OpenMoji's "line"); a drawing without one is refused too.
     """
     path = Path(path)
     try:
@@ -31,7 +32,9 @@ def render_svg(path: str | Path, size: int) -> Image.Image:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"drawing {path} is not UTF-8 text") from None
-    _refuse_references(path, text)
+    root = _refuse_references(path, text)
+    if only_layers:
+        text = _keep_layers(path, root, only_layers)
     import resvg_py  # a compiled package that only the builders need
 
     try:
@@ -47,7 +50,7 @@ def render_svg(path: str | Path, size: int) -> Image.Image:
     return square
 
 
-def _refuse_references(path: Path, text: str) -> None:
+def _refuse_references(path: Path, text: str) -> ElementTree.Element:
     if re.search(r"<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):
         raise ValueError(f"drawing {path} declares a document type or entities, which are not read")
     try:
@@ -64,6 +67,17 @@ def _refuse_references(path: Path, text: str) -> None:
             outside = outside or re.search(r"url\(\s*['\"]?\s*(?!#)[^'\"\s]", value, re.IGNORECASE) is not None
             if outside:
                 raise ValueError(f"drawing {path} refers to {value!r}, outside itself")
+    return root
+
+
+def _keep_layers(path: Path, root: ElementTree.Element, start: str) -> str:
+    groups = [child for child in root if _local(child.tag) == "g"]
+    dropped = [group for group in groups if not group.get("id", "").startswith(start)]
+    if len(dropped) == len(groups):
+        raise ValueError(f"drawing {path} has no layer {start!r}")
+    for group in dropped:
+        root.remove(group)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _local(name: object) -> str:

@@ -108,8 +108,8 @@ def build_emoji(
         raise ValueError(f"num_unseen is {num_unseen}; it must be 0 or more")
     if not 16 <= image_size <= 1024:
         raise ValueError(f"image_size is {image_size}; it must lie in 16..1024")
-    openmoji, fluent, emojibase = (_package(folder) for folder in (openmoji_folder, fluent_folder, emojibase_folder))
-    licences = _licences(openmoji, fluent, emojibase)
+    openmoji, fluent, emojibase = (npm_package(folder) for folder in (openmoji_folder, fluent_folder, emojibase_folder))
+    licences = emoji_licences(openmoji, fluent, emojibase)
     settings = {
         "builder": "emoji",
         "builder_version": _BUILDER_VERSION,
@@ -247,33 +247,41 @@ def _write_concepts(folder: Path, concepts: Sequence[Concept], held_out: dict[st
     (folder / "concepts.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
 
 
-def _licences(openmoji: Path, fluent: Path, emojibase: Path) -> tuple[Licence, ...]:
+def emoji_licences(openmoji: Path, fluent: Path, emojibase: Path) -> tuple[Licence, ...]:
+    """Of the unpacked packages, with their versions."""
     return (
         Licence(
             "OpenMoji",
-            _version(openmoji),
+            package_version(openmoji),
             "CC BY-SA 4.0",
             "https://openmoji.org",
             "the flat pictures; what shows them must name OpenMoji and keep the licence",
         ),
         Licence(
             "Fluent Emoji",
-            _version(fluent),
+            package_version(fluent),
             "MIT",
             "https://github.com/microsoft/fluentui-emoji",
             "the 3D pictures (Microsoft; npm package @lobehub/fluent-emoji-3d)",
         ),
-        Licence("emojibase-data", _version(emojibase), "MIT", "https://emojibase.dev", "names, tags and groups (CLDR)"),
+        Licence(
+            "emojibase-data",
+            package_version(emojibase),
+            "MIT",
+            "https://emojibase.dev",
+            "names, tags and groups (CLDR)",
+        ),
     )
 
 
-def _package(folder: str | Path) -> Path:
+def npm_package(folder: str | Path) -> Path:
     """npm's tarballs hold one folder named `package`; both that and its parent are understood."""
     folder = Path(folder)
     return folder / "package" if (folder / "package").is_dir() else folder
 
 
-def _version(package: Path) -> str:
+def package_version(package: Path) -> str:
+    """Of an unpacked npm package. Raises ValueError if it is none."""
     path = package / "package.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["version"])

@@ -138,7 +138,7 @@ def edit(pool: Pool, chance: random.Random, size: int) -> Task:
     name, style = chance.choice(pool.names), chance.choice(sorted(STYLE_WORDS))
     picture = pool.picture(name, style).resize((size, size), Image.Resampling.LANCZOS)
     meta = {"kind": kind, "concept": name, "style": style}
-    changed = _another_colour(picture, chance) if kind == "colour" else None
+    changed = another_colour(picture, chance) if kind == "colour" else None
     if changed is not None:
         colour, answer = changed
         return Task(picture, f"Make it {colour}.", answer, meta | {"colour": colour})
@@ -157,7 +157,7 @@ def edit(pool: Pool, chance: random.Random, size: int) -> Task:
     )
 
 
-def _another_colour(picture: Image.Image, chance: random.Random) -> tuple[str, Image.Image] | None:
+def another_colour(picture: Image.Image, chance: random.Random) -> tuple[str, Image.Image] | None:
     """A colour and the picture in it, plainly another one than before; None if it has no colour to change."""
     for colour in chance.sample(sorted(HUES), len(HUES)):
         answer = recolour(picture, colour)

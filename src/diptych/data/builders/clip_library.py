@@ -1,0 +1,179 @@
+"""The animated emoji as clips: their frames, which of them look alike, and which clips training never shows.
+
+The packages hold one style only. So the held-out style is the same clips in shades of grey, and a held-out
+combination is a clip with a task that training never sets on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from diptych.data.builders.concept_splits import held_out_choice, is_held_out
+from diptych.data.builders.data_card import Licence
+from diptych.data.builders.emoji import Progress, npm_package, package_version
+from diptych.data.video import read_clip_info, read_frames
+
+MOVES = 0.03
+"""Root mean square between two frames' thumbnails (of a range of 1) from which a person sees a difference."""
+SAME = 0.012
+"""Below this two frames look alike: neighbours in a clip, 1/24 second apart, mostly do."""
+GREY = "grey"
+COLOUR = "colour"
+_THUMBNAIL = 32
+_LEAST_FRAMES = 24
+_GROUPS_OF_PEOPLE = (1, 2, 9)
+"""People come in hundreds of near twins (skins, genders, hair), components and flags are no things."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A named clip. `group`, `subgroup` and `tags`: as emojibase has them."""
+
+    name: str
+    path: Path
+    subgroup: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClipFrames:
+    """All frames of a clip, evenly spaced over `seconds`, RGB on white; `distances` [frames, frames] of their looks, in
+    colour."""
+
+    seconds: float
+    frames: tuple[Image.Image, ...]
+    distances: np.ndarray
+
+    @property
+    def fps(self) -> float:
+        return len(self.frames) / self.seconds
+
+    def index_at(self, time: float) -> int:
+        """The frame on show at a time, seconds from the start."""
+        return min(int(time * self.fps + 1e-6), len(self.frames) - 1)
+
+    def look_alike(self, one: Sequence[int], other: Sequence[int], *, limit: float = SAME) -> bool:
+        return all(self.distances[a, b] < limit for a, b in zip(one, other, strict=True))
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where clips come from: unpacked npm packages @lobehub/fluent-emoji-anim-N, and emojibase-data for their names."""
+
+    clip_folders: tuple[str | Path, ...]
+    emojibase_folder: str | Path
+    num_clips: int = 200
+    image_size: int = 128
+    seed: int = 0
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if not self.clip_folders or self.num_clips < 1 or not 16 <= self.image_size <= 1024:
+            raise ValueError(
+                f"clips need folders ({len(self.clip_folders)} given), num_clips of 1 or more ({self.num_clips}), an "
+                f"image_size in 16..1024 ({self.image_size})"
+            )
+
+    @cached_property
+    def licences(self) -> tuple[Licence, ...]:
+        clips = ", ".join(sorted({package_version(npm_package(folder)) for folder in self.clip_folders}))
+        origin = "https://github.com/microsoft/fluentui-emoji"
+        used = "the clips (Microsoft; npm packages @lobehub/fluent-emoji-anim-1 to 4)"
+        words = package_version(npm_package(self.emojibase_folder))
+        return (
+            Licence("Fluent Emoji, animated", clips, "MIT", origin, used),
+            Licence("emojibase-data", words, "MIT", "https://emojibase.dev", "names, tags and groups (CLDR)"),
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "sources": {entry.source: entry.version for entry in self.licences},
+            "num_clips": self.num_clips,
+            "image_size": self.image_size,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def clips(self) -> tuple[Clip, ...]:
+        """`num_clips` things with a name of one to three words that move, spread over Unicode's order."""
+        found = list(self._named_clips())
+        if len(found) < self.num_clips:
+            raise ValueError(f"the packages hold {len(found)} fitting clips; ask for fewer than {self.num_clips}")
+        return tuple(found[k * len(found) // self.num_clips] for k in range(self.num_clips))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For a card."""
+        held_out = sum(is_held_out(clip.name, seed=self.seed) for clip in self.clips)
+        return {"clips": len(self.clips), "clips held out": held_out}
+
+    def read_for_splits(
+        self, clip: Clip, tasks: Sequence[str]
+    ) -> Iterator[tuple[str, str, tuple[str, ...], ClipFrames]]:
+        """(split, colour or grey, the tasks that the split sets on the clip, its frames); the clip is decoded once."""
+        frames = self.read(clip)
+        if is_held_out(clip.name, seed=self.seed):
+            yield "held_out_concept", COLOUR, tuple(tasks), frames
+            return
+        apart = held_out_choice(clip.name, tasks, seed=self.seed)
+        yield "train", COLOUR, tuple(task for task in tasks if task != apart), frames
+        grey = tuple(ImageOps.grayscale(frame).convert("RGB") for frame in frames.frames)
+        yield "held_out_style", GREY, tuple(tasks), replace(frames, frames=grey)
+        if apart is not None:
+            yield "held_out_combination", COLOUR, (apart,), frames
+
+    def read(self, clip: Clip) -> ClipFrames:
+        """Every frame at `image_size`."""
+        info = read_clip_info(clip.path)
+        size = (self.image_size, self.image_size)
+        whole = read_frames(clip.path, num_frames=info.num_frames or 1)
+        frames = [frame.resize(size, Image.Resampling.LANCZOS) for frame in whole]
+        looks = np.stack([_look(frame) for frame in frames])
+        products = looks @ looks.T
+        squares = np.diag(products)[:, None] + np.diag(products)[None] - 2 * products
+        distances = np.sqrt(np.maximum(squares, 0) / looks.shape[1])
+        return ClipFrames(info.seconds, tuple(frames), distances)
+
+    def _named_clips(self) -> Iterator[Clip]:
+        files: dict[str, Path] = {}
+        for folder in self.clip_folders:
+            for path in sorted((npm_package(folder) / "assets").glob("*.webp")):
+                files[_key(path.stem)] = path
+        if not files:
+            raise ValueError(f"{self.clip_folders[0]} holds no .webp clips; is it the unpacked package?")
+        package = npm_package(self.emojibase_folder)
+        entries = _read_json(package / "en" / "data.json")
+        subgroups = _read_json(package / "meta" / "groups.json")["subgroups"]
+        names: set[str] = set()
+        for entry in sorted((entry for entry in entries if "order" in entry), key=lambda entry: entry["order"]):
+            path, name = files.get(_key(entry["hexcode"])), entry["label"]
+            if path is None or entry["group"] in _GROUPS_OF_PEOPLE or len(name.split()) > 3 or name in names:
+                continue
+            if (read_clip_info(path).num_frames or 0) >= _LEAST_FRAMES:
+                names.add(name)
+                yield Clip(name, path, subgroups[str(entry["subgroup"])], tuple(entry.get("tags", ())))
+
+
+def _look(frame: Image.Image) -> np.ndarray:
+    small = frame.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float64).ravel() / 255
+
+
+def _key(hexcode: str) -> str:
+    return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); is {path.parents[1]} the unpacked package?") from error

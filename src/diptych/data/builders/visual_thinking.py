@@ -1,0 +1,161 @@
+"""Visual thinking on scenes: a look closer, then the answer. The look is a picture that the model draws itself.
+
+Zoomed (as in Visual CoT): the asked thing alone, cut out of the scene and enlarged. Boxed (as in V*): the whole scene
+with red boxes around what the answer rests on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from diptych.data.builders.concept_gallery import CATEGORIES, GallerySource, Pool, category
+from diptych.data.builders.concept_splits import SPLITS
+from diptych.data.builders.emoji import BuiltSet
+from diptych.data.builders.emoji_scenes import Placed, cell_box, draw_scene
+from diptych.data.builders.set_writing import Draft, SetPlan, build_set, make_drafts
+
+CELLS = 4
+SCENE_SCALE = 2
+"""A scene is that many times as wide as a single picture, so that a thing in it is small and a look closer helps."""
+RED = (230, 20, 20)
+ORDINALS = ("first", "second", "third", "fourth")
+NEIGHBOURS = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+ZOOM_LEADS = ("Let me look closer.", "I will zoom in on it.", "Let me zoom in.")
+BOX_LEADS = ("Let me mark what matters.", "I will draw boxes around what matters.", "Let me mark it first.")
+SPLIT_TEXTS = {
+    "train": "every combination of concept and style but the held-out ones",
+    "held_out_concept": "concepts that training never shows",
+    "held_out_style": "concepts of training in outline style, which training never shows",
+    "held_out_combination": "combinations of concept and style that training never shows",
+}
+
+
+def build_visual_thinking(out: str | Path, source: GallerySource, *, num_samples: int = 2000) -> BuiltSet:
+    """Builds the set in the folder `out`: `num_samples` for training, a tenth as many for each held-out file."""
+    plan = SetPlan(
+        name="visual-thinking",
+        description="Scenes of emoji; the answer looks closer first: a zoomed cut-out, or the scene with boxes.",
+        settings={"builder": "visual-thinking", "builder_version": 1, "num_samples": num_samples} | source.settings,
+        splits=SPLIT_TEXTS,
+        licences=source.licences,
+    )
+    return build_set(
+        out,
+        plan,
+        lambda: gallery_drafts(source, make_draft, num_samples, label="visual-thinking"),
+        counts=lambda: {"concepts": len(source.gallery.concepts)},
+        progress=source.progress,
+    )
+
+
+def gallery_drafts(
+    source: GallerySource, make: Callable[[Pool, random.Random], Draft | None], num_samples: int, *, label: str
+) -> Iterator[tuple[str, Draft]]:
+    """`num_samples` for training and a tenth as many for each held-out split, of things that the split may show."""
+    for split in SPLITS:
+        wanted = num_samples if split == "train" else max(1, num_samples // 10)
+
+        def make_one(chance: random.Random, split: str = split) -> Draft | None:
+            pool = source.gallery.pool(split, chance)
+            draft = make(pool, chance)
+            if draft is not None:
+                draft.meta.update({"style": pool.style})
+            return draft
+
+        for draft in make_drafts(make_one, wanted, label=f"{source.seed}:{label}:{split}"):
+            yield split, draft
+
+
+def make_draft(pool: Pool, chance: random.Random) -> Draft | None:
+    """One question on a scene of three to seven things in a grid of 4 by 4, answered by a zoom or by boxes."""
+    kind = chance.choice(("place", "neighbour", "count"))
+    placed = count_scene(pool, chance) if kind == "count" else grid_scene(pool, chance, chance.randint(3, 7))
+    if placed is None:
+        return None
+    found = _count(pool, placed, chance) if kind == "count" else _ask(kind, placed, chance)
+    if found is None:
+        return None
+    question, wanted, answer = found
+    scene = draw_scene(placed, SCENE_SCALE * pool.gallery.size)
+    meta = {"kind": kind, "things": [[thing.name, list(cell_of(thing))] for thing in placed]}
+    # What has several right places, or none, is boxed; one thing is looked at either way.
+    if len(wanted) == 1 and kind != "count" and chance.random() < 0.6:
+        look, lead, meta["look"] = zoom(scene, wanted[0], pool.gallery.size), chance.choice(ZOOM_LEADS), "zoom"
+    else:
+        look, lead, meta["look"] = draw_boxes(scene, wanted), chance.choice(BOX_LEADS), "boxes"
+    meta["wanted"] = [list(cell_of(thing)) for thing in wanted]
+    return Draft((f"{question}\n", scene), (f"{lead}\n", look, f"\n{answer}"), meta)
+
+
+def grid_scene(pool: Pool, chance: random.Random, count: int) -> list[Placed] | None:
+    """That many different things in cells of their own; None if the pool has too few."""
+    if len(pool.names) < count:
+        return None
+    return _placed(pool, chance.sample(pool.names, count), chance)
+
+
+def count_scene(pool: Pool, chance: random.Random) -> list[Placed] | None:
+    """Three to seven things that plainly are, or are not, of the categories that questions count."""
+    names = pool.of_category(lambda word: word is not None)
+    count = min(chance.randint(3, 7), len(names))
+    return _placed(pool, chance.sample(names, count), chance) if count >= 3 else None
+
+
+def cell_of(thing: Placed) -> tuple[int, int]:
+    """Column and row in the grid."""
+    x, y = thing.centre
+    return int(x * CELLS), int(y * CELLS)
+
+
+def zoom(scene: Image.Image, thing: Placed, size: int) -> Image.Image:
+    """The thing's cell, cut out of the scene and enlarged to size x size."""
+    box = tuple(round(edge * scene.width) for edge in thing.box)
+    return scene.crop(box).resize((size, size), Image.Resampling.LANCZOS)  # type: ignore[arg-type]
+
+
+def draw_boxes(scene: Image.Image, things: Sequence[Placed]) -> Image.Image:
+    """The scene with a red box around each thing, inside the edges of its cell."""
+    boxed = scene.copy()
+    pen = ImageDraw.Draw(boxed)
+    for thing in things:
+        left, top, right, bottom = (round(edge * scene.width) for edge in thing.box)
+        pen.rectangle((left, top, right - 1, bottom - 1), outline=RED, width=max(1, scene.width // 85))
+    return boxed
+
+
+def _placed(pool: Pool, names: Sequence[str], chance: random.Random) -> list[Placed]:
+    cells = chance.sample([(column, row) for row in range(CELLS) for column in range(CELLS)], len(names))
+    return [
+        Placed(name, pool.picture(name), cell_box(*cell, cells=CELLS)) for name, cell in zip(names, cells, strict=True)
+    ]
+
+
+def _ask(kind: str, placed: list[Placed], chance: random.Random) -> tuple[str, list[Placed], str] | None:
+    at = {cell_of(thing): thing for thing in placed}
+    if kind == "place":
+        thing = chance.choice(placed)
+        column, row = cell_of(thing)
+        return f"What is in the {ORDINALS[row]} row and the {ORDINALS[column]} column of four?", [thing], thing.name
+    pairs = [
+        (thing, where, at[cell_of(thing)[0] + x, cell_of(thing)[1] + y])
+        for thing in placed
+        for where, (x, y) in NEIGHBOURS.items()
+        if (cell_of(thing)[0] + x, cell_of(thing)[1] + y) in at
+    ]
+    if not pairs:
+        return None
+    thing, where, other = chance.choice(pairs)
+    return f"What is directly {where} the {thing.name}?", [other], other.name
+
+
+def _count(pool: Pool, placed: list[Placed], chance: random.Random) -> tuple[str, list[Placed], str] | None:
+    word = chance.choice(sorted(CATEGORIES))
+    wanted = [thing for thing in placed if category(pool.gallery.concepts[thing.name]) == word]
+    if not 1 <= len(wanted) < len(NUMBERS):
+        return None
+    return f"How many {word}s are there?", wanted, NUMBERS[len(wanted)]
