@@ -142,6 +142,7 @@ def test_two_images_are_learnt_and_each_comes_back_as_itself(parts: Path) -> Non
     assert sum(means[-10:]) < 0.5 * sum(means[:10])
     training.eval()
     decoder = training.decoder
+    assert training.images is not None
     images = training.images[0][:2]
     features = torch.stack([training.features.load(image) for image in images])
     real = decoder.autoencoder.decode(torch.stack([training.latents.load(image) for image in images]))
@@ -186,6 +187,7 @@ def test_a_run_writes_a_decoder_that_loads(parts: Path, tmp_path: Path, kind: st
 
 def test_a_latent_and_its_visual_tokens_are_of_one_image(training: PixelDecoderTraining) -> None:
     batch = training.build_batch([(0, 0, 2)], seed=0)
+    assert training.images is not None
     image = training.images[0][2]
     pixels = image_to_tensor(open_image(image), IMAGE_SIZE)[None]
     torch.testing.assert_close(batch.latents, training.decoder.autoencoder.encode(pixels))

@@ -135,7 +135,7 @@ def content_hash(reference: str) -> str:
     if (frame := split_frame(reference)) is not None:
         clip, place, num_frames = frame
         return hashlib.sha256(f"{_file_hash(clip)} {place}/{num_frames}".encode()).hexdigest()
-    read = read_reference(reference, as_file=True)
+    read: Any = read_reference(reference, as_file=True)
     return _file_hash(os.fspath(read)) if isinstance(read, Path) else hashlib.sha256(read).hexdigest()
 
 
@@ -153,7 +153,8 @@ def _read_frame(clip: str, place: int, num_frames: int) -> Image.Image:
 
 def _file_hash(path: str) -> str:
     """Remembered while a file's size and times stay as they are: a clip is asked for once per frame."""
-    with open_regular_file(path, what=f"image {_shown(path)}") as file:
+    with open_regular_file(path, what=f"image {_shown(path)}") as opened:
+        file: Any = opened
         status = os.fstat(file.fileno())
         key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
         return _digests.get_or_make(key, lambda: hashlib.file_digest(file, "sha256").hexdigest())

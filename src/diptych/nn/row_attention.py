@@ -99,8 +99,8 @@ def _attend(
 
     if row_index is None or row_places is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    rows = [_as_rows(x, row_index) for x in (query, key, value)]
-    attended, _ = sdpa_attention_forward(module, *rows, None, **options)
+    query, key, value = (_as_rows(x, row_index) for x in (query, key, value))
+    attended, _ = sdpa_attention_forward(module, query, key, value, None, **options)
     return attended.flatten(0, 1).index_select(0, row_places)[None], None
 
 

@@ -109,7 +109,9 @@ def evaluate_demo(
     gallery = read_combinations(data)
     combinations = choose_combinations(gallery, num, seed)
     encoder = encoder or load_image_encoder(ENCODER)
-    visual_tokens = evaluate_visual_tokens(data, morph, progress=progress) if recipe.method == "vpit" else {}
+    visual_tokens = (
+        evaluate_visual_tokens(data, morph, progress=progress, num=num, seed=seed) if recipe.method == "vpit" else {}
+    )
     sampling = _sampling(morph, recipe)
     start = time.perf_counter()
     drawn = _draw(morph, combinations, sampling, progress)

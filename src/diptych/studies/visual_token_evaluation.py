@@ -4,6 +4,7 @@ what was trained on? Free running, that is, each visual token predicted from tho
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,15 @@ def read_requests(data: Path) -> dict[str, list[Request]]:
     return {kind: found[kind] for kind in KINDS if found[kind]}
 
 
-def evaluate_visual_tokens(data: Path, morph: Any, *, progress: Progress) -> dict[str, VisualScore]:
-    """Scores by kind of request. Raises ValueError if the data set is damaged."""
-    requests = read_requests(data)
+def evaluate_visual_tokens(
+    data: Path, morph: Any, *, progress: Progress, num: int | None = None, seed: int = 0
+) -> dict[str, VisualScore]:
+    """Scores by kind of request, `num` of each at most, chosen by the seed. Raises ValueError if the data set is
+    damaged."""
+    requests = {
+        kind: asked if num is None else random.Random(seed).sample(asked, min(num, len(asked)))
+        for kind, asked in read_requests(data).items()
+    }
     samples = [sample for file in ("train", "held_out", "unseen") for sample in _drawings(data, file)]
     encoded = image_features(morph.encoder, morph.recipe.vpit.num_image_tokens, cache_dir=None)
     pictures = {(s.meta["concept"], s.meta["style"]): str(data / s.images[0]) for s in samples}

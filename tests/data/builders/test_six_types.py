@@ -179,7 +179,8 @@ def test_changes_are_the_ones_asked_for(sets: Path, gallery: GallerySource) -> N
         for sample in found:
             request, task = said(sample)[0], sample.meta["task"]
             tasks.add(task)
-            before, after = sample.meta.get("before"), sample.meta.get("after")
+            before: Any = sample.meta.get("before")
+            after: Any = sample.meta.get("after")
             if task == "style":
                 assert request == f"Redraw it in {STYLE_NAMES[sample.meta['style']]} style."
                 drawn = gallery.gallery.picture(sample.meta["concept"], sample.meta["style"])
@@ -205,7 +206,7 @@ def test_changes_are_the_ones_asked_for(sets: Path, gallery: GallerySource) -> N
                     parts = [p[y * half : (y + 1) * half, x * half : (x + 1) * half] for p in pair]
                     assert (parts[0] != 255).any() == (place in before)
                     assert (parts[1] != 255).any() == (place in after)
-                    assert np.array_equal(*parts) == (before.get(place) == after.get(place))
+                    assert np.array_equal(parts[0], parts[1]) == (before.get(place) == after.get(place))
     assert tasks == {"style", "colour", "add", "move", "remove"}
 
 

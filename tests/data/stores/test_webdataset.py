@@ -9,6 +9,7 @@ import os
 import tarfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -27,7 +28,7 @@ def encoded(colour: str, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def write_tar(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo, mode: str = "w") -> Path:
+def write_tar(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo, mode: Any = "w") -> Path:
     with tarfile.open(path, mode) as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
