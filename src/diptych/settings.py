@@ -150,12 +150,36 @@ class SourceConfig(Settings):
     )
     weight: int = Field(default=1, gt=0)
     store: (
-        Literal["json_lines", "json_array", "table", "parquet", "webdataset", "image_folder", "saved_dataset", "hub"]
+        Literal[
+            "json_lines",
+            "json_array",
+            "table",
+            "parquet",
+            "webdataset",
+            "image_folder",
+            "saved_dataset",
+            "hub",
+            "headless_table",
+            "coco_captions",
+            "pix2pix_folder",
+        ]
         | None
     ) = Field(default=None, description="what `path` is, where its name does not tell")
-    format: Literal["messages", "llava", "triples", "captions"] | None = Field(
-        default=None, description="what a record looks like; null: told from the first ones"
-    )
+    format: (
+        Literal[
+            "messages",
+            "llava",
+            "triples",
+            "captions",
+            "visual_cot",
+            "vstar",
+            "generation",
+            "clips",
+            "clip_captions",
+            "frame_folders",
+        ]
+        | None
+    ) = Field(default=None, description="what a record looks like; null: told from the first ones")
     split: str | None = Field(default=None, description="of a Hugging Face dataset")
     subset: str | None = Field(default=None, description="of a Hugging Face dataset of the Hub")
     columns: dict[str, str] = Field(

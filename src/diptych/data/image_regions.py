@@ -85,7 +85,9 @@ def show_region(image: Image.Image, region: Region, *, what: str = "the image") 
     """The region of an RGB image. Raises ValueError that names `what` for a box that lies outside of it."""
     for left, top, *_ in region.boxes:
         if left >= image.width or top >= image.height:
-            raise ValueError(f"a box at {_shown(left)}, {_shown(top)} lies outside {what} of {image.width} x {image.height}")
+            raise ValueError(
+                f"a box at {_shown(left)}, {_shown(top)} lies outside {what} of {image.width} x {image.height}"
+            )
     return _cut(image, region.boxes[0]) if region.kind == "crop" else _draw(image, region.boxes)
 
 

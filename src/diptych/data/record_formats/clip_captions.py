@@ -33,7 +33,9 @@ def parse_clip_caption(record: dict[str, Any], number: int, settings: RecordSett
     entries = captions if isinstance(captions, list) else []
     whole = [entry for entry in entries if isinstance(entry, dict) and str(entry.get("idx")) == _WHOLE_CLIP]
     if len(whole) != 1:
-        raise RecordError("structure", f'captions must hold one entry with "idx": "-1", of the whole clip, not {len(whole)}')
+        raise RecordError(
+            "structure", f'captions must hold one entry with "idx": "-1", of the whole clip, not {len(whole)}'
+        )
     caption = text_field(whole[0].get("content"), "content").strip()
     if IMAGE_PLACEHOLDER in caption:
         raise RecordError("structure", f"the caption holds {IMAGE_PLACEHOLDER}, which would be read as an image")

@@ -62,9 +62,9 @@ def parse_clip(record: dict[str, Any], number: int, settings: RecordSettings) ->
 def make_sample(clip: str, seconds: float, fps: float, chance: random.Random) -> Sample:
     """One task on a clip. Raises RecordError if it is too short for two frames that differ."""
     interval = _draw_interval(clip, seconds, fps, chance)
-    steps = min(MAX_SHOWN - 1, int(seconds / interval + 1e-6))
-    task = chance.choice(TASKS if steps >= 2 else TASKS[:1])
-    count = 2 if task == "later" else chance.randint(3, steps + 1)
+    most = min(MAX_SHOWN, int(seconds / interval + 1e-6) + 1)  # at least 3: an interval is at most half a clip
+    task = chance.choice(TASKS)
+    count = 2 if task == "later" else chance.randint(3, most)
     # References name one of N frames spread over the clip: N so that a whole number of them is the interval.
     stride = max(1, int(MAX_FRAMES * interval / seconds))
     spread = min(MAX_FRAMES, max(count, round(stride * seconds / interval)))

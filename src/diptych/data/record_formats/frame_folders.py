@@ -41,7 +41,8 @@ def parse_frame_folders(record: dict[str, Any], number: int, settings: RecordSet
 
 
 def _frames(clip: str, files: FileSettings) -> list[str]:
-    assert files.list_folder is not None and files.fps is not None
+    assert files.list_folder is not None
+    assert files.fps is not None
     found = sorted(
         (int(match[1]), name) for name in files.list_folder(clip) if (match := _FRAME.fullmatch(name)) is not None
     )

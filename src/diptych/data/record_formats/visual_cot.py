@@ -1,6 +1,6 @@
 """Visual CoT (deepcs233/Visual-CoT, arXiv 2403.16999): a question, the region that answers it cut out, the answer.
 
-Layout of `viscot_363k.json`: one JSON array. An entry has `image`, a list of two: `cot/SET/NAME.jpg`, then the same with
+Layout of `viscot_363k.json`: one JSON array. An entry has `image`, a list of two: `cot/SET/NAME.jpg`, and it again with
 `###[x1, y1, x2, y2]` behind it; and `conversations` of four turns in LLaVA's form: human (`<image>`, the question, and
 a request for the box of the region that helps), gpt (the box as text, as shares of the padded square), human
 (`<image>`), gpt (the answer). Images lie under the folders `cot/flickr30k`, `cot/docvqa`, `cot/gqa` and so on.

@@ -79,7 +79,9 @@ def _turns(record: dict[str, Any]) -> list[tuple[str, str]]:
     """(role, words) of each turn, `<image>` and the phrase about targets taken out of the user's."""
     turns = record.get("conversations")
     if not isinstance(turns, list) or len(turns) < 2:
-        raise RecordError("structure", f"conversations must be a list of a question and an answer, not {kind_of(turns)}")
+        raise RecordError(
+            "structure", f"conversations must be a list of a question and an answer, not {kind_of(turns)}"
+        )
     found = []
     for place, turn in enumerate(turns, start=1):
         speaker = turn.get("from") if isinstance(turn, dict) else None

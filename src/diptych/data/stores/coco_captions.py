@@ -4,7 +4,7 @@ Layout of `annotations/captions_train2017.json` (cocodataset.org, arXiv 1504.003
 `images` (a list of `id`, `file_name`, `width`, `height` and more) and `annotations` (a list of `id`, `image_id`,
 `caption`): 118 thousand images, 592 thousand captions. The images are `train2017/000000000009.jpg` and so on, apart
 from the annotations: the source's `image_root` names their folder. Of 2014's files `file_name` begins with COCO_.
-Known from: the format page of cocodataset.org and its own reader. Never read from the real file.
+Known from: the format page of cocodataset.org as two public pages repeat it. Never read from the real file.
 """
 
 from __future__ import annotations
