@@ -72,11 +72,11 @@ def drawn(data: DataConfig) -> list[int]:
 
 def test_metamorphs_mixture_has_the_papers_shares() -> None:
     data = load(ROOT / "recipes" / "mixtures" / "metamorph.yaml")
-    shares: Counter[str] = Counter()
+    shares = dict.fromkeys(SHARES, 0.0)
     counts = drawn(data)
     for source, count in zip(data.sources, counts, strict=True):
         shares[SETS[source.path.split("/")[1]]] += 100 * count / sum(counts)
-    assert dict(shares) == {name: pytest.approx(share, abs=0.5) for name, share in SHARES.items()}
+    assert shares == {name: pytest.approx(share, abs=0.5) for name, share in SHARES.items()}
 
 
 def test_xfusions_mixture_draws_two_to_one() -> None:
