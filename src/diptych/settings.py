@@ -206,6 +206,11 @@ class SourceConfig(Settings):
     fps: float | None = Field(default=None, gt=0, description="the same by its length: so many a second")
     max_frames: int = Field(default=45, gt=0, le=4096, description="of fps, at most")
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether its records come in their own order alone: a dataset of the Hub."""
+        return self.store == "hub" or self.path.startswith("hub:")
+
     @model_validator(mode="after")
     def _goes_together(self) -> SourceConfig:
         if self.num_frames is not None and self.fps is not None:

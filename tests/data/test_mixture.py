@@ -122,3 +122,11 @@ def test_wrong_mixtures_are_refused(
 def test_a_negative_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="negative"):
         Mixture((3,), (1,)).pick(-1)
+
+
+def test_a_source_that_is_in_order_runs_through_its_records_as_they_stand() -> None:
+    mixture = Mixture((3, 50), (1, 1), in_order=(True, False))
+    picks = [mixture.pick(draw) for draw in range(12)]
+    assert [index for _, source, index in picks if source == 0] == [0, 1, 2, 0, 1, 2]
+    plain = Mixture((3, 50), (1, 1))
+    assert [pick for pick in picks if pick[1] == 1] == [p for p in map(plain.pick, range(12)) if p[1] == 1]

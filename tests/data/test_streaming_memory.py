@@ -1,4 +1,4 @@
-"""Law of streaming: however many samples are drawn, memory does not grow with them (bench/data_streaming.py: 200,000)."""
+"""Law of streaming: however many samples are drawn, memory does not grow (bench/data_streaming.py: 200,000)."""
 
 from __future__ import annotations
 

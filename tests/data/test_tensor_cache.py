@@ -202,3 +202,17 @@ def test_the_index_is_plain_json(tmp_path: Path) -> None:
     fill(cache, num=2)
     (index,) = cache.folder.glob("*.json")
     assert set(json.loads(index.read_text())["entries"]) == {"c0", "c1"}
+
+
+def test_a_cache_with_a_bound_forgets_what_is_on_disk_and_finds_it_again(tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path, key="m", memory_bytes=1000)
+    for number in range(20):
+        cache.put(f"c{number}", torch.full((100,), float(number)))
+        cache.flush()
+    assert len(cache._values) <= 4
+    assert len(cache) == 20
+    for number in range(20):
+        found = cache.get(f"c{number}")
+        assert found is not None
+        assert torch.equal(found["tensor"], torch.full((100,), float(number)))
+        assert len(cache._values) <= 4

@@ -17,8 +17,9 @@ class Mixture:
     Each round of `sum(weights)` turns takes exactly `weights[s]` turns from source s, evenly interleaved; a turn is
     `run_length` draws in a row (1: sources change from draw to draw; a batch's size: from batch to batch). Each source
     runs through its own seeded permutation, a new one per epoch, so that within an epoch every sample comes exactly
-    once. `pick` keeps no state: a run that resumes at draw 1,000,000 starts there at once, and ranks or workers that
-    share the draws among them share the samples.
+    once; a source that is `in_order` (a stream has no other) runs through its records as they stand. `pick` keeps no
+    state: a run that resumes at draw 1,000,000 starts there at once, and ranks or workers that share the draws among
+    them share the samples.
 
     Raises ValueError if the sources do not match the weights, a source is empty, a weight or the run length is below 1,
     or the seed is negative.
@@ -28,6 +29,7 @@ class Mixture:
     weights: tuple[int, ...]
     seed: int = 0
     run_length: int = 1
+    in_order: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.num_samples or len(self.num_samples) != len(self.weights):
@@ -59,13 +61,16 @@ class Mixture:
         source, own = _round_order(self.weights)[slot]
         taken = (number * self.weights[source] + own) * self.run_length + offset
         epoch, position = divmod(taken, self.num_samples[source])
+        if self.in_order and self.in_order[source]:
+            return draw, source, position
         return draw, source, int(_permutation(self.num_samples[source], self.seed, source, epoch)[position])
 
 
 def build_mixture(recipe: Recipe, num_samples: tuple[int, ...]) -> Mixture:
     """The order that the recipe's `data` and `seed` ask for, over sources that hold `num_samples`."""
     weights = tuple(source.weight for source in recipe.data.sources)
-    return Mixture(num_samples, weights, recipe.seed, samples_in_a_row(recipe))
+    in_order = tuple(source.is_stream for source in recipe.data.sources)
+    return Mixture(num_samples, weights, recipe.seed, samples_in_a_row(recipe), in_order)
 
 
 def samples_in_a_row(recipe: Recipe) -> int:

@@ -20,13 +20,12 @@ import binascii
 import hashlib
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from diptych.data.images import decode_image, open_image
+from diptych.data.images import decode_image, open_image, open_regular_file
 from diptych.data.recently_used import RecentlyUsed
 
 MAX_IMAGE_BYTES = 200_000_000
@@ -45,6 +44,8 @@ _frames: RecentlyUsed[tuple[str, int, int], list[Image.Image]] = RecentlyUsed(
     max_total=_FRAMES_KEPT_BYTES,
     size_of=lambda frames: sum(3 * frame.width * frame.height for frame in frames),
 )
+# What is hashed is then decoded: both of the same answer.
+_fetched: RecentlyUsed[str, bytes] = RecentlyUsed(64, max_total=64_000_000, size_of=len)
 _digests: RecentlyUsed[tuple[str, int, int, int], str] = RecentlyUsed(4096)
 
 
@@ -105,7 +106,8 @@ def read_reference(reference: str, *, as_file: bool = False) -> bytes | Image.Im
     if isinstance(reference, WebImage):
         from diptych.data.web_images import fetch_image
 
-        return fetch_image(reference, allowed_hosts=reference.allowed_hosts)
+        hosts = reference.allowed_hosts
+        return _fetched.get_or_make(f"{hosts} {reference}", lambda: fetch_image(reference, allowed_hosts=hosts))
     if reference[:5].lower() == "data:":
         return _read_data_uri(reference)
     if (frame := split_frame(reference)) is not None:
@@ -151,33 +153,15 @@ def _read_frame(clip: str, place: int, num_frames: int) -> Image.Image:
 
 def _file_hash(path: str) -> str:
     """Remembered while a file's size and times stay as they are: a clip is asked for once per frame."""
-    descriptor = _open(path, path)
-    with os.fdopen(descriptor, "rb") as file:
+    with open_regular_file(path, what=f"image {_shown(path)}") as file:
         status = os.fstat(file.fileno())
         key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
         return _digests.get_or_make(key, lambda: hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _open(path: str, reference: str) -> int:
-    """A descriptor of a regular file."""
-    if "\x00" in path:
-        raise ValueError(f"image path {_shown(reference)} holds a NUL character")
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block us
-    except FileNotFoundError:
-        raise ValueError(f"image {_shown(path)} does not exist") from None
-    except OSError as error:
-        raise ValueError(f"image {_shown(path)} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError(f"image {_shown(path)} is not a regular file")
-    return descriptor
-
-
 def _read_range(path: str, offset: int, size: int | None, reference: str) -> bytes:
-    descriptor = _open(path, reference)
-    with os.fdopen(descriptor, "rb") as file:
-        length = os.fstat(descriptor).st_size
+    with open_regular_file(path, what=f"image {_shown(path)}") as file:
+        length = os.fstat(file.fileno()).st_size
         size = length if size is None else size
         if size > MAX_IMAGE_BYTES:
             raise _too_large(reference, size)

@@ -35,7 +35,6 @@ class Source(Sequence[Sample]):
 
     def __init__(self, config: SourceConfig, data: DataConfig, *, index_dir: Path | None = None) -> None:
         self.config = config
-        self.is_stream = config.store == "hub" or config.path.startswith("hub:")
         self._hosts = data.allow_urls or ()
         self._store = open_store(config, index_dir=index_dir)
         self._length = min(len(self._store), config.limit or len(self._store))

@@ -31,10 +31,10 @@ class TensorCache:
     a JSON index with its SHA-256, each written to a temporary name and renamed, the index last. Every process
     writes shards of its own, so any number of them may read and write one cache (`refresh` finds what others wrote).
     A damaged shard is dropped with a warning, and what it held counts as never computed. Values keep dtype, shape and
-    bits.
+    bits. `memory_bytes`: what of it is on disk is forgotten in memory once more than this has gathered; None: never.
     """
 
-    def __init__(self, folder: str | Path, *, key: str) -> None:
+    def __init__(self, folder: str | Path, *, key: str, memory_bytes: int | None = None) -> None:
         if not re.fullmatch(r"\w[\w.-]*", key, re.ASCII):
             raise ValueError(f"cache key {key!r} must be a plain name of letters, digits, '-', '_' and '.'")
         self.folder = Path(folder) / key
@@ -49,6 +49,8 @@ class TensorCache:
         self._known: set[str] = set()
         self._unsaved: dict[str, dict[str, Tensor]] = {}
         self._unsaved_bytes = 0
+        self._memory_bytes, self._held_bytes = memory_bytes, 0
+        self._verified: set[str] = set()
         self._write_failed = False
         self._lock = threading.RLock()
         self._remove_orphans()
@@ -77,7 +79,9 @@ class TensorCache:
         with self._lock:
             self._values[content] = kept
             self._unsaved[content] = kept
-            self._unsaved_bytes += sum(t.numel() * t.element_size() for t in kept.values())
+            self._unsaved_bytes += _num_bytes(kept)
+            self._held_bytes += _num_bytes(kept)
+            self._make_room()
             if self._unsaved_bytes >= SHARD_BYTES and not self._write_failed:
                 try:
                     self.flush()
@@ -141,8 +145,9 @@ class TensorCache:
         shard, index = self._paths(name)
         try:
             description = _read_index(index)
-            if _sha256(shard) != description["sha256"]:
+            if name not in self._verified and _sha256(shard) != description["sha256"]:
                 raise ValueError("its SHA-256 is not the one in its index")
+            self._verified.add(name)
             flat = load_file(shard)
             loaded = {
                 content: {tensor_name: flat[key] for tensor_name, key in names.items()}
@@ -151,10 +156,17 @@ class TensorCache:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             self._drop(name, str(error))
             return
+        self._make_room()
         for content, tensors in loaded.items():
-            self._values.setdefault(content, tensors)
+            if self._values.setdefault(content, tensors) is tensors:
+                self._held_bytes += _num_bytes(tensors)
         for content in [c for c, holder in self._on_disk.items() if holder == name and c not in loaded]:
             del self._on_disk[content]
+
+    def _make_room(self) -> None:
+        if self._memory_bytes is not None and self._held_bytes > self._memory_bytes:
+            self._values = dict(self._unsaved)
+            self._held_bytes = self._unsaved_bytes
 
     def _drop(self, name: str, reason: str) -> None:
         shard, index = self._paths(name)
@@ -180,6 +192,10 @@ class TensorCache:
 
     def _paths(self, name: str) -> tuple[Path, Path]:
         return self.folder / f"{name}.safetensors", self.folder / f"{name}.json"
+
+
+def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _read_index(path: Path) -> dict:

@@ -23,7 +23,7 @@ from diptych.backbones.autoencoder import Autoencoder, fold_pixels, unfold_pixel
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.images import image_to_tensor, tensor_to_image
-from diptych.data.references import open_reference
+from diptych.data.references import names_part_of_a_file, open_reference
 from diptych.models.method import LossSum
 from diptych.models.training_sources import TrainingSources
 
@@ -181,8 +181,11 @@ def reconstruction_psnr(autoencoder: Autoencoder, images: Tensor, *, noise: floa
 
 
 def is_held_out(path: str) -> bool:
-    """A tenth of all concepts, by the hash of the file's name: both styles of a concept go together."""
-    return int(hashlib.sha256(Path(path).stem.encode()).hexdigest()[:8], 16) % 10 == 0
+    """A tenth of all concepts, by the hash of the file's name: both styles of a concept go together, and so do
+    the frames of a clip. Of what lies in a tar or a table, by its place there."""
+    clip = path.partition("#frame=")[0]
+    name = clip if names_part_of_a_file(clip) else Path(clip).stem
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 10 == 0
 
 
 @torch.no_grad()

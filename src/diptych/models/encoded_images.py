@@ -40,7 +40,7 @@ class EncodedImages:
         self.encode = encode
         self.image_size = image_size
         self.batch_size = batch_size or max(1, min(64, PIXELS_AT_ONCE // image_size**2))
-        self.cache = TensorCache(cache_dir, key=key) if cache_dir is not None else None
+        self.cache = TensorCache(cache_dir, key=key, memory_bytes=BYTES_KEPT) if cache_dir is not None else None
         self._encoded: RecentlyUsed[str, Tensor] = RecentlyUsed(
             ITEMS_KEPT, max_total=BYTES_KEPT, size_of=lambda encoded: encoded.nbytes
         )

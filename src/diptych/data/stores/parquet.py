@@ -6,7 +6,6 @@ cells, and they are read when somebody asks for them.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from diptych.data.recently_used import RecentlyUsed
 from diptych.data.references import StoredImage
 from diptych.data.samples import RecordError
-from diptych.data.stores.record_store import regular_file, without_nothing
+from diptych.data.stores.record_store import named_files, regular_file, without_nothing
 
 ROW_GROUPS_KEPT = 4
 MAX_ROW_GROUP_BYTES = 1_000_000_000
@@ -37,7 +36,7 @@ class ParquetTable:
 
     def __init__(self, paths: Sequence[str | Path], *, folder: Path) -> None:
         self.folder = folder
-        self._paths = [os.path.abspath(regular_file(path)) for path in paths]
+        self._paths = named_files(paths, ".parquet")
         if not self._paths:
             raise ValueError(f"folder {folder} holds no .parquet files")
         # The footers are read one after another; none of the files stays open for it.

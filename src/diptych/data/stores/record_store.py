@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +43,17 @@ def regular_file(path: str | Path) -> Path:
     if not stat.S_ISREG(mode):
         raise ValueError(f"data file {path} is not a regular file")
     return path
+
+
+def named_files(paths: Sequence[str | Path], ending: str) -> list[str]:
+    """Absolute paths of files whose names end in `ending`: references to what is in them are told by it.
+
+    Raises ValueError for one that does not, or is not there.
+    """
+    for path in paths:
+        if not str(path).endswith(ending):
+            raise ValueError(f"{path} must be named *{ending} to be read as one; rename it")
+    return [os.path.abspath(regular_file(path)) for path in paths]
 
 
 def without_nothing(value: Any) -> Any:

@@ -22,7 +22,7 @@ from diptych.data import samples
 from diptych.data.references import MAX_IMAGE_BYTES, StoredImage
 from diptych.data.samples import RecordError, decode_record, kind_of
 from diptych.data.stores.offset_index import load_index, read_range
-from diptych.data.stores.record_store import regular_file
+from diptych.data.stores.record_store import named_files
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif", "bmp")
 MAX_HEADER_BYTES = 1_000_000
@@ -46,7 +46,7 @@ class TarShards:
     """
 
     def __init__(self, paths: Sequence[str | Path], *, index_dir: Path | None = None) -> None:
-        self._paths = [os.path.abspath(regular_file(path)) for path in paths]
+        self._paths = named_files(paths, ".tar")
         self.folder = Path(self._paths[0]).parent
         self._indices = [_load_tar_index(path, index_dir) for path in self._paths]
         self._ends = np.cumsum([int(index[-1, 0]) + 1 if len(index) else 0 for index in self._indices])
