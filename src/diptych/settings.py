@@ -141,6 +141,12 @@ class ImageInputConfig(Settings):
     encoder_image_size: int | None = Field(default=None, gt=0)
 
 
+Stores = Literal["json_lines", "json_array", "table", "parquet", "webdataset", "image_folder", "saved_dataset", "hub"]
+PublicStores = Literal["headless_table", "coco_captions", "pix2pix_folder"]
+Formats = Literal["messages", "llava", "triples", "captions"]
+PublicFormats = Literal["visual_cot", "vstar", "generation", "clips", "clip_captions", "frame_folders"]
+
+
 class SourceConfig(Settings):
     """One source of samples: where its records lie, what one looks like, how many of it per round of the mixture."""
 
@@ -149,37 +155,12 @@ class SourceConfig(Settings):
         "{000..012}, or a folder), a folder of images, a folder of datasets' save_to_disk, or hub:OWNER/NAME"
     )
     weight: int = Field(default=1, gt=0)
-    store: (
-        Literal[
-            "json_lines",
-            "json_array",
-            "table",
-            "parquet",
-            "webdataset",
-            "image_folder",
-            "saved_dataset",
-            "hub",
-            "headless_table",
-            "coco_captions",
-            "pix2pix_folder",
-        ]
-        | None
-    ) = Field(default=None, description="what `path` is, where its name does not tell")
-    format: (
-        Literal[
-            "messages",
-            "llava",
-            "triples",
-            "captions",
-            "visual_cot",
-            "vstar",
-            "generation",
-            "clips",
-            "clip_captions",
-            "frame_folders",
-        ]
-        | None
-    ) = Field(default=None, description="what a record looks like; null: told from the first ones")
+    store: Literal[Stores, PublicStores] | None = Field(
+        default=None, description="what `path` is, where its name does not tell"
+    )
+    format: Literal[Formats, PublicFormats] | None = Field(
+        default=None, description="what a record looks like; null: told from the first ones"
+    )
     split: str | None = Field(default=None, description="of a Hugging Face dataset")
     subset: str | None = Field(default=None, description="of a Hugging Face dataset of the Hub")
     columns: dict[str, str] = Field(
