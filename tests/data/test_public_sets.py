@@ -465,7 +465,7 @@ def test_coco(data: Path) -> None:
 def test_a_format_that_could_be_two_is_asked_for(data: Path) -> None:
     record = {"image": ["a.png", "a.png###[1, 2, 30, 40]"], "conversations": turns("<image>\nWhat?", "A.")}
     write(data / "x.json", [record])
-    with pytest.raises(ValueError, match="as llava .* and as visual_cot .*; name one in the recipe"):
+    with pytest.raises(ValueError, match=r"as llava .* and as visual_cot .*; name one in the recipe"):
         open_sources(DataConfig.model_validate({"sources": [{"path": "data/x.json"}]}))
 
 
@@ -492,4 +492,6 @@ def test_bad_records_of_a_set_are_skipped_and_counted(data: Path) -> None:
         write(data / f"vstar/{name}.json", [record, {**record, "target_instances": []}, record])
     sources = opened("vstar", max_bad_fraction=0.5)
     skipper = RecordSkipper(sources, max_bad_fraction=0.5)
-    assert skipper.readable([(0, 0, 0), (1, 0, 1), (2, 0, 2)]) == [(0, 0, 0), (1, 0, 2), (2, 0, 2)]
+    with pytest.warns(UserWarning, match=r"record 2: no target_instances; .* others of its kind \(box\)"):
+        assert skipper.readable([(0, 0, 0), (1, 0, 1), (2, 0, 2)]) == [(0, 0, 0), (1, 0, 2), (2, 0, 2)]
+    assert skipper.counts == {"box": 1}
