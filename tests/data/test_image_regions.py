@@ -89,6 +89,7 @@ def test_boxes_are_drawn_and_the_image_stays() -> None:
         ([1, 2, 3, True], "is no box"),
         ([1, 2, float("nan"), 4], "is no box"),
         ([1, 2, float("inf"), 4], "is no box"),
+        ([1, 2, 10**400, 4], "is no box"),
         ([5, 2, 3, 4], "encloses no pixel"),
         ([1, 2, 1.5, 40], "encloses no pixel"),
         ([-9, -9, -1, -1], "encloses no pixel"),

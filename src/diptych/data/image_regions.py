@@ -24,6 +24,7 @@ RED = (230, 20, 20)
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
 
+_FAR = 1e6
 _NUMBER = r"\d{1,6}(?:\.\d{1,3})?"
 _BOX = rf"{_NUMBER}(?:,{_NUMBER}){{3}}"
 _REGION = re.compile(rf"(.+)#(crop|boxes)=({_BOX}(?:;{_BOX}){{0,{MAX_BOXES - 1}}})", re.DOTALL)
@@ -70,10 +71,10 @@ def split_region(reference: str) -> tuple[str, Region] | None:
 def checked_box(box: Sequence[float]) -> Box:
     """Four edges, those that lie outside to the left and above moved to 0.
 
-    Raises ValueError if they are not four finite numbers, or enclose no pixel.
+    Raises ValueError if they are not four numbers that an image could have, or enclose no pixel.
     """
     numbers = [edge for edge in box if isinstance(edge, int | float) and not isinstance(edge, bool)]
-    if len(box) != 4 or len(numbers) != 4 or not all(math.isfinite(edge) and edge < 1e6 for edge in numbers):
+    if len(box) != 4 or len(numbers) != 4 or not all(-_FAR < edge < _FAR for edge in numbers):
         raise ValueError(f"{str(list(box))[:100]} is no box; a box is left, top, right, bottom in pixels")
     left, top, right, bottom = (max(0.0, float(edge)) for edge in numbers)
     if right - left < 1 or bottom - top < 1:

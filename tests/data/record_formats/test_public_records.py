@@ -3,9 +3,13 @@ another form is a RecordError that says what is wrong."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diptych.data.record_formats.clip_captions import REQUESTS
 from diptych.data.record_formats.file_settings import FileSettings
@@ -84,8 +88,6 @@ def said(sample: Sample) -> list[tuple[str, tuple[str | int, ...]]]:
 
 def changed(record: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """The record with another value at `a.0.b`; with the field left out for None."""
-    import copy
-
     record = copy.deepcopy(record)
     *parents, last = path.split(".")
     target: Any = record
@@ -238,3 +240,56 @@ def test_a_record_is_told_by_its_fields_or_not_at_all() -> None:
         "clip_captions": ["clip_captions"],
         "frame_folders": [],
     }
+
+
+def paths_in(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Of everything inside a record, and of the record itself."""
+    yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in inside:
+        yield from paths_in(entry, (*path, key))
+
+
+WHOLE = {
+    "visual_cot": VISUAL_COT,
+    "vstar": VSTAR,
+    "clip_captions": CLIP_CAPTION,
+    "frame_folders": FRAME_FOLDER,
+    "generation": {"image": "a.jpg", "caption": "A kite."},
+    "clips": {"video": "a.mp4"},
+}
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.text("a<image>#[]1,./ \ud800", max_size=12),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(sorted(WHOLE)), anything, st.data())
+def test_whatever_stands_in_a_field_is_a_sample_or_a_named_error(name: str, value: Any, data: st.DataObject) -> None:
+    record: Any = copy.deepcopy(WHOLE[name])
+    *parents, last = data.draw(st.sampled_from([path for path in paths_in(record) if path]))
+    target = record
+    for key in parents:
+        target = target[key]
+    target[last] = value
+
+    def gone(path: str) -> str:
+        raise RecordError("missing image", f"image {path[:200]!r} does not exist")
+
+    try:
+        outcome: Sample | RecordError = parse(name, record, 5, settings_of(locate=gone))
+    except RecordError as error:
+        outcome = error
+    if isinstance(outcome, RecordError):
+        assert outcome.kind
+        assert str(outcome)
+    else:
+        used = [part for message in outcome.messages for part in message.parts if isinstance(part, int)]
+        assert sorted(set(used)) == list(range(len(outcome.images)))

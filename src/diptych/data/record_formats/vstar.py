@@ -68,7 +68,8 @@ def _boxes(targets: Any) -> list[list[float]]:
     boxes = []
     for target in targets:
         box = target.get("bbox") if isinstance(target, dict) else None
-        if not isinstance(box, list) or len(box) != 4 or not all(type(edge) in (int, float) for edge in box):
+        # A number that is no edge (10 ** 400) must not be added to another.
+        if not isinstance(box, list) or len(box) != 4 or not all(type(n) in (int, float) and abs(n) < 1e6 for n in box):
             raise RecordError("box", f"bbox must be [left, top, width, height], not {str(box)[:100]}")
         left, top, width, height = box
         boxes.append([left, top, left + width, top + height])
