@@ -34,7 +34,7 @@ def stream_memory(path: Path, num_samples: int, *, index_dir: Path | None = None
     """Memory after each tenth of `num_samples` drawn samples of a file, read in the order of a mixture."""
     from diptych.data.mixture import Mixture
     from diptych.data.sources import open_sources
-    from diptych.settings import DataConfig, SourceConfig
+    from diptych.data_settings import DataConfig, SourceConfig
 
     sources = open_sources(DataConfig(sources=(SourceConfig(path=str(path)),)), index_dir=index_dir)
     mixture = Mixture(tuple(map(len, sources)), (1,), seed=0)
@@ -51,7 +51,7 @@ def first_sample_seconds(path: Path, draw: int, *, index_dir: Path | None) -> tu
     """From nothing open to the sample of one draw: by the clock, and of this process alone."""
     from diptych.data.mixture import Mixture
     from diptych.data.sources import open_sources
-    from diptych.settings import DataConfig, SourceConfig
+    from diptych.data_settings import DataConfig, SourceConfig
 
     started, worked = time.perf_counter(), time.process_time()
     sources = open_sources(DataConfig(sources=(SourceConfig(path=str(path)),)), index_dir=index_dir)

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from diptych.data_settings import DataConfig
 from diptych.key_aliases import translate_keys
 from diptych.settings import (
     AlignmentConfig,
     AutoencoderTrainingConfig,
-    DataConfig,
     ImageInputConfig,
     ObjectiveConfig,
     PixelDecoderConfig,

@@ -18,7 +18,7 @@ from diptych.data.bad_records import survey_images
 from diptych.data.references import content_hash, frame_reference, open_reference, split_frame
 from diptych.data.samples import Message, RecordError, Sample
 from diptych.data.sources import Source
-from diptych.settings import DataConfig, SourceConfig
+from diptych.data_settings import DataConfig, SourceConfig
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 from diptych.data.sources import SAMPLES_KEPT, open_sources
-from diptych.settings import DataConfig, SourceConfig
+from diptych.data_settings import DataConfig, SourceConfig
 
 
 def test_memory_stays_flat_while_samples_are_drawn(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from diptych.data.samples import Message, Sample
 from diptych.data.sources import Source, open_sources
 from diptych.data.tokenize import build_sequence
 from diptych.data.validation import find_role_problem, validate_sources
-from diptych.settings import DataConfig, SourceConfig
+from diptych.data_settings import DataConfig, SourceConfig
 
 TOKENIZER = build_byte_tokenizer()
 

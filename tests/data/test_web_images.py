@@ -17,7 +17,7 @@ from diptych.data.references import WebImage, read_reference
 from diptych.data.samples import RecordError
 from diptych.data.sources import Source
 from diptych.data.web_images import fetch_image, is_global, split_url
-from diptych.settings import DataConfig, SourceConfig
+from diptych.data_settings import DataConfig, SourceConfig
 
 LOOPBACK = [
     *("127.0.0.1", "127.0.0.2", "127.1", "127.0.1", "0.0.0.0", "0", "2130706433", "0x7f000001", "0x7f.0.0.1"),

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from diptych.data.images import image_to_tensor, open_image
+from diptych.data_settings import DataConfig
 from diptych.models.encoded_images import image_features
 from diptych.models.method import LossSum, Method
 from diptych.models.vpit_training import VPiTTraining, before_first_target, is_drawing
 from diptych.sequence import TextSpan
-from diptych.settings import DataConfig
 from diptych.train.loop import run_training
 from tiny_vpit import NUM_TOKENS, build_training, build_vpit, vpit_recipe, write_emblems
 

@@ -15,8 +15,8 @@ def validate(recipe: Recipe, *, held_out: list[Path], out: Path | None, progress
     """Prints counts by source and problem. Raises ValueError, at the end, if there is any problem."""
     from diptych.data.sources import open_sources
     from diptych.data.validation import validate_sources
+    from diptych.data_settings import DataConfig, SourceConfig
     from diptych.models.sample_tokens import stream_builder
-    from diptych.settings import DataConfig, SourceConfig
 
     built = stream_builder(recipe)
     others = held_out or _held_out_beside(recipe)

@@ -11,7 +11,7 @@ from diptych.data.images import open_image
 from diptych.data.references import open_reference
 from diptych.data.samples import Sample
 from diptych.data.sources import open_sources
-from diptych.settings import DataConfig, SourceConfig
+from diptych.data_settings import DataConfig, SourceConfig
 
 _GAP = 8
 _FONT_SIZE = 12

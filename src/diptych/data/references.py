@@ -8,6 +8,7 @@
 | `FOLDER#row=ROW/COLUMN` or `.../INDEX` | the same of a Hugging Face dataset that was saved to disk |
 | `PATH#frame=K/N` | the K-th (from 0) of N frames, spread evenly over a clip |
 | `data:image/...;base64,...` | the image itself |
+| any of these, then `#crop=...` or `#boxes=...` | a part of it, or it with boxes drawn in: `image_regions.py` |
 | a `WebImage` | an https URL that the recipe allows |
 
 A file, member or cell is read when its reference is, never before. A plain string never makes anything be fetched.
@@ -25,6 +26,7 @@ from typing import Any
 
 from PIL import Image
 
+from diptych.data.image_regions import region_hash, show_region, split_region
 from diptych.data.images import decode_image, open_image, open_regular_file
 from diptych.data.recently_used import RecentlyUsed
 
@@ -110,6 +112,8 @@ def read_reference(reference: str, *, as_file: bool = False) -> bytes | Image.Im
         return _fetched.get_or_make(f"{hosts} {reference}", lambda: fetch_image(reference, allowed_hosts=hosts))
     if reference[:5].lower() == "data:":
         return _read_data_uri(reference)
+    if (part := split_region(reference)) is not None:
+        return show_region(open_reference(part[0]), part[1], what=f"image {_shown(part[0])}")
     if (frame := split_frame(reference)) is not None:
         return _read_frame(*frame)
     if (member := _MEMBER.fullmatch(reference)) is not None:
@@ -128,10 +132,14 @@ def read_reference(reference: str, *, as_file: bool = False) -> bytes | Image.Im
 
 
 def content_hash(reference: str) -> str:
-    """SHA-256 of what a reference names: of the image's bytes; of a frame, of its clip's bytes and "K/N".
+    """SHA-256 of what a reference names: of the image's bytes; of a frame, of its clip's bytes and "K/N"; of a
+    region, of its image's hash and the boxes.
 
     Raises ValueError as `read_reference` does.
     """
+    is_whole = isinstance(reference, WebImage) or reference[:5].lower() == "data:"
+    if not is_whole and (part := split_region(reference)) is not None:
+        return region_hash(content_hash(part[0]), part[1])
     if (frame := split_frame(reference)) is not None:
         clip, place, num_frames = frame
         return hashlib.sha256(f"{_file_hash(clip)} {place}/{num_frames}".encode()).hexdigest()

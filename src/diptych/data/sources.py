@@ -11,15 +11,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from diptych.data.image_regions import locate_region
 from diptych.data.images import resolve_inside
 from diptych.data.recently_used import RecentlyUsed
+from diptych.data.record_formats.file_settings import FileSettings
 from diptych.data.record_formats.recognition import NUM_LOOKED_AT, RECORD_FORMATS, recognise_format
-from diptych.data.record_formats.record_shape import RecordSettings
 from diptych.data.references import StoredImage, WebImage, frame_reference, names_part_of_a_file, split_frame
 from diptych.data.samples import Message, RecordError, Sample, kind_of
 from diptych.data.stores.store_opening import open_store
 from diptych.data.web_images import split_url
-from diptych.settings import DataConfig, SourceConfig
+from diptych.data_settings import DataConfig, SourceConfig
 
 SAMPLES_KEPT = 1024
 """Of a source, in memory: a sample is asked for a few times in a row."""
@@ -43,7 +44,15 @@ class Source(Sequence[Sample]):
         self._root = os.path.abspath(config.image_root or self._store.folder)
         self._format = RECORD_FORMATS[config.format or self._recognise()]
         self._check_task()
-        self._settings = RecordSettings(config.task, config.prompt_templates, self._frames)
+        self._settings = FileSettings(
+            config.task,
+            config.prompt_templates,
+            self._frames,
+            locate=self._locate,
+            list_folder=self._list_folder,
+            fps=config.fps,
+            max_frames=config.max_frames,
+        )
         self._kept: RecentlyUsed[int, Sample] = RecentlyUsed(SAMPLES_KEPT)
         self._file = lru_cache(_PATHS_KEPT)(self._find_file)
 
@@ -137,6 +146,9 @@ class Source(Sequence[Sample]):
                     raise ValueError(f"image {image[:200]!r} is on the web; list its host in data.allow_urls")
                 split_url(image, self._hosts)
                 return WebImage(image, allowed_hosts=self._hosts)
+            region = locate_region(image, self._locate)
+            if region is not None:
+                return region
             frame = split_frame(image)
             if frame is not None:
                 return frame_reference(self._file(frame[0]), *frame[1:])
@@ -147,6 +159,17 @@ class Source(Sequence[Sample]):
         except ValueError as error:
             raise RecordError("image path", str(error)) from None
         return self._file(image)
+
+    def _list_folder(self, path: str) -> list[str]:
+        """The names of the files in a folder inside the source's, in order. Raises RecordError if it is none."""
+        try:
+            with os.scandir(resolve_inside(self._root, path)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        except OSError as error:
+            reason = f"folder {path[:200]!r} cannot be read in {self._root}: {error.strerror}"
+            raise RecordError("missing clip", reason) from None
+        except ValueError as error:
+            raise RecordError("image path", str(error)) from None
 
     def _find_file(self, path: str) -> str:
         if self.config.allow_absolute and path.startswith("/") and "\x00" not in path:

@@ -297,7 +297,7 @@ def test_easy_vqa_keeps_its_split_and_drops_what_the_test_shows_too(tmp_path: Pa
 def test_the_fragment_is_a_recipes_data_and_adds_up() -> None:
     import yaml
 
-    from diptych.settings import DataConfig
+    from diptych.data_settings import DataConfig
 
     data = DataConfig.model_validate(yaml.safe_load(mixture_fragment(Path("data/six")))["data"])
     weights = {Path(source.path).parent.name: source.weight for source in data.sources}

@@ -19,7 +19,7 @@ from diptych.data.references import content_hash, open_reference, read_reference
 from diptych.data.samples import RecordError
 from diptych.data.stores.store_opening import open_store
 from diptych.data.stores.webdataset import TarShards, expand_shards
-from diptych.settings import SourceConfig
+from diptych.data_settings import SourceConfig
 
 
 def encoded(colour: str, kind: str = "PNG") -> bytes:

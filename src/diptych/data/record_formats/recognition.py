@@ -8,6 +8,7 @@ from typing import Any
 
 from diptych.data.record_formats.captions import is_captioned, parse_caption
 from diptych.data.record_formats.llava import is_llava, parse_llava
+from diptych.data.record_formats.public_formats import PUBLIC_FORMATS
 from diptych.data.record_formats.record_shape import RecordSettings
 from diptych.data.record_formats.triples import is_triple, parse_triple
 from diptych.data.samples import Sample, parse_sample
@@ -33,6 +34,7 @@ RECORD_FORMATS = {
     "llava": RecordFormat(is_llava, parse_llava, "conversations"),
     "triples": RecordFormat(is_triple, parse_triple, "instruction and output_image"),
     "captions": RecordFormat(is_captioned, parse_caption, "image and caption"),
+    **{name: RecordFormat(kind.matches, kind.parse, kind.fields) for name, kind in PUBLIC_FORMATS.items()},
 }
 
 

@@ -6,12 +6,15 @@ import os
 import re
 from pathlib import Path
 
+from diptych.data.stores.coco_captions import CocoCaptions
 from diptych.data.stores.delimited import DelimitedTable
+from diptych.data.stores.headless_table import HeadlessTable
 from diptych.data.stores.image_folder import IMAGE_SUFFIXES, TABLE_NAMES, open_image_folder
 from diptych.data.stores.json_array import JsonArray
 from diptych.data.stores.json_lines import JsonLines
+from diptych.data.stores.pix2pix_folder import Pix2PixFolder
 from diptych.data.stores.record_store import RecordStore
-from diptych.settings import SourceConfig
+from diptych.data_settings import SourceConfig
 
 _ENDINGS = {
     ".jsonl": "json_lines",
@@ -39,6 +42,12 @@ def open_store(source: SourceConfig, *, index_dir: Path | None = None) -> Record
         return DelimitedTable(source.path, index_dir=index_dir)
     if kind == "image_folder":
         return open_image_folder(source.path, index_dir=index_dir)
+    if kind == "headless_table":
+        return HeadlessTable(source.path, index_dir=index_dir)
+    if kind == "coco_captions":
+        return CocoCaptions(source.path)
+    if kind == "pix2pix_folder":
+        return Pix2PixFolder(source.path, index_dir=index_dir)
     if kind in ("parquet", "webdataset"):
         from diptych.data.stores.parquet import ParquetTable
         from diptych.data.stores.webdataset import TarShards, expand_shards
