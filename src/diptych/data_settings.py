@@ -8,6 +8,11 @@ from pydantic import Field, model_validator
 
 from diptych.settings import Settings
 
+Stores = Literal["json_lines", "json_array", "table", "parquet", "webdataset", "image_folder", "saved_dataset", "hub"]
+PublicStores = Literal["headless_table", "coco_captions", "pix2pix_folder"]
+Formats = Literal["messages", "llava", "triples", "captions"]
+PublicFormats = Literal["visual_cot", "vstar", "generation", "clips", "clip_captions", "frame_folders"]
+
 
 class SourceConfig(Settings):
     """One source of samples: where its records lie, what one looks like, how many of it per round of the mixture."""

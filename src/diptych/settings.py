@@ -141,12 +141,6 @@ class ImageInputConfig(Settings):
     encoder_image_size: int | None = Field(default=None, gt=0)
 
 
-Stores = Literal["json_lines", "json_array", "table", "parquet", "webdataset", "image_folder", "saved_dataset", "hub"]
-PublicStores = Literal["headless_table", "coco_captions", "pix2pix_folder"]
-Formats = Literal["messages", "llava", "triples", "captions"]
-PublicFormats = Literal["visual_cot", "vstar", "generation", "clips", "clip_captions", "frame_folders"]
-
-
 class SampleConfig(Settings):
     """The fixed grid drawn every `sample_every` steps, and the defaults of `diptych generate`."""
 
