@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 from PIL import Image
 
 from diptych.config import build_recipe
-from diptych.data.bad_records import RecordSkipper
+from diptych.data.bad_records import good_samples
 from diptych.data.image_regions import RED as PEN
 from diptych.data.record_formats.generation_pairs import LEAD_INS
 from diptych.data.references import content_hash, open_reference, split_frame
@@ -491,7 +492,8 @@ def test_bad_records_of_a_set_are_skipped_and_counted(data: Path) -> None:
     for name in ("GQA_data", "spatial_relation_data", "vaw_attribute_data"):
         write(data / f"vstar/{name}.json", [record, {**record, "target_instances": []}, record])
     sources = opened("vstar", max_bad_fraction=0.5)
-    skipper = RecordSkipper(sources, max_bad_fraction=0.5)
-    with pytest.warns(UserWarning, match=r"record 2: no target_instances; .* others of its kind \(box\)"):
-        assert skipper.readable([(0, 0, 0), (1, 0, 1), (2, 0, 2)]) == [(0, 0, 0), (1, 0, 2), (2, 0, 2)]
-    assert skipper.counts == {"box": 1}
+    counts: Counter[str] = Counter()
+    found = list(good_samples(sources[1], counts))
+    assert [isinstance(sample, RecordError) for sample in found] == [False, True, False]
+    assert "record 2: no target_instances" in str(found[1])
+    assert counts == {"box": 1}
