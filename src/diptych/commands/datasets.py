@@ -223,14 +223,15 @@ def show(
         from diptych.commands.checking_data import show_tokens
         from diptych.config import load_recipe
 
-        show_tokens(load_recipe(what), num=num)
+        show_tokens(load_recipe(what, ["output_dir=unused"]), num=num)
         return
     from diptych.data.contact_sheet import draw_folder_sheet, draw_recipe_sheet
 
     if what.suffix in (".yaml", ".yml"):
         from diptych.config import load_recipe
 
-        sheet, path = draw_recipe_sheet(load_recipe(what).data, num), out or Path("contact-sheet.png")
+        sheet = draw_recipe_sheet(load_recipe(what, ["output_dir=unused"]).data, num)
+        path = out or Path("contact-sheet.png")
     else:
         sheet, path = draw_folder_sheet(what, num), out or what / "contact-sheet.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,4 +254,5 @@ def validate(
     from diptych.config import load_recipe
 
     with progress_bars() as report:
-        check(load_recipe(recipe, overrides or []), held_out=held_out or [], out=out, progress=report)
+        settings = load_recipe(recipe, ["output_dir=unused", *(overrides or [])])  # a mixture alone names none
+        check(settings, held_out=held_out or [], out=out, progress=report)
