@@ -96,7 +96,9 @@ def test_an_image_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
         info.size = len(file.getvalue())
         tar.addfile(info, io.BytesIO(file.getvalue()))
     encoder = Encoder()
-    plain = encoded(encoder, tmp_path / "cache").load(str(tmp_path / "a.png"))
+    first = encoded(encoder, tmp_path / "cache")
+    plain = first.load(str(tmp_path / "a.png"))
+    first.flush()
     member = encoded(encoder, tmp_path / "cache").load(f"{tmp_path / 'a.tar'}@512+{len(file.getvalue())}")
     assert torch.equal(plain, member)
     assert encoder.batches == [1]
@@ -111,3 +113,18 @@ def test_little_is_kept_in_memory_and_the_rest_comes_again(tmp_path: Path, monke
     values: list[Any] = [images.load(sample.images[0]) for sample in data.samples[0]]
     assert len({tuple(value.tolist()) for value in values}) == 5
     assert encoder.batches == [5]
+
+
+def test_what_is_encoded_reaches_the_disk_in_few_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one for each micro-batch."""
+    monkeypatch.setattr("diptych.models.encoded_images.SAVED_AT_ONCE", 4)
+    encoder, data = Encoder(), sources_of(tmp_path)
+    images = encoded(encoder, tmp_path / "cache")
+    for sample in data.samples[0]:
+        images.prepare(sample.images)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
+    images.flush()
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+    again = encoded(encoder, tmp_path / "cache")
+    again.prepare([sample.images[0] for sample in data.samples[0]])
+    assert encoder.batches == [1] * 5

@@ -80,6 +80,12 @@ class ToyMethod(nn.Module):
             items.append(1 + draw % 4)
         return ToyBatch(torch.stack(rows), torch.tensor(is_text), torch.tensor(items), tuple(p[0] for p in picks))
 
+    def encode(self, picks: Sequence[tuple[int, int, int]]) -> None:
+        self.build_batch(picks, seed=0)
+
+    def flush(self) -> None:
+        pass
+
     def num_tokens(self, pick: tuple[int, int, int], *, seed: int) -> int:
         """3 to 9, by the sample."""
         del seed

@@ -239,6 +239,20 @@ def show(
     print(path)
 
 
+@app.command("encode")
+def encode(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Compute what no training changes (latents, features, frozen text), once, for all runs; goes on where it stopped.
+
+    Several processes share the samples: torchrun --nproc-per-node 2 -m diptych data encode RECIPE
+    """
+    from diptych.commands.encoding_data import encode as run
+    from diptych.config import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    with progress_bars() as report:
+        run(settings, progress=report)
+
+
 @app.command("validate")
 def validate(
     recipe: Recipe,

@@ -93,6 +93,12 @@ class AutoencoderTraining(nn.Module):
         del pick, seed
         return 1
 
+    def encode(self, picks: Sequence[Pick]) -> None:
+        raise ValueError("an autoencoder learns from pixels as they are; there is nothing to encode before")
+
+    def flush(self) -> None:
+        """Nothing is kept."""
+
     def loss_counts(self, batch: PixelBatch) -> dict[str, float]:
         count = float(len(batch.images))
         return dict.fromkeys(self.loss_weights, count)

@@ -22,6 +22,10 @@ ITEMS_KEPT = 262_144
 """Of what is made of images, in memory; the cache on disk gives the rest."""
 
 
+SAVED_AT_ONCE = 1024
+"""Images that are encoded before they reach the disk as one shard; a kill loses as many at most."""
+
+
 class EncodedImages:
     """`load(reference)` gives what `encode` makes of an image (`references.py`) resized to `image_size` pixels.
 
@@ -41,6 +45,7 @@ class EncodedImages:
         self.image_size = image_size
         self.batch_size = batch_size or max(1, min(64, PIXELS_AT_ONCE // image_size**2))
         self.cache = TensorCache(cache_dir, key=key, memory_bytes=BYTES_KEPT) if cache_dir is not None else None
+        self._num_unsaved = 0
         self._encoded: RecentlyUsed[str, Tensor] = RecentlyUsed(
             ITEMS_KEPT, max_total=BYTES_KEPT, size_of=lambda encoded: encoded.nbytes
         )
@@ -63,8 +68,15 @@ class EncodedImages:
                 own = self._encoded.put(path, encoded.clone())
                 if self.cache is not None:
                     self.cache.put(name, {"latent": own})
-        if missing and self.cache is not None:
+        self._num_unsaved += len(missing)
+        if self._num_unsaved >= SAVED_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Brings what was encoded to the disk. Raises ValueError if it cannot be written."""
+        if self.cache is not None:
             self.cache.flush()
+        self._num_unsaved = 0
 
     def _encode(self, images: Tensor, paths: list[str]) -> Tensor:
         """`encode`, whose ValueError is raised again with the name of the file that is to blame."""

@@ -38,6 +38,13 @@ class Method(Protocol):
         depend on micro-batching, packing, rank or worker."""
         ...
 
+    def encode(self, picks: Sequence[tuple[int, int, int]]) -> None:
+        """Computes what of these samples no training changes (latents, features, frozen text's states), and keeps it
+        for later runs; `flush` brings the last of it to the disk. Raises ValueError for one that cannot be used."""
+        ...
+
+    def flush(self) -> None: ...
+
     def num_tokens(self, pick: tuple[int, int, int], *, seed: int) -> int:
         """How many tokens `build_batch` would make of one pick: what packing asks for. Raises ValueError for a sample
         that cannot be used."""

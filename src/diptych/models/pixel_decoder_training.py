@@ -152,6 +152,13 @@ class PixelDecoderTraining(nn.Module):
 
     def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
         self.decoder.save_pretrained(folder, weights=weights)
+        self.flush()
+
+    def encode(self, picks: Sequence[Pick]) -> None:
+        self._chosen(picks, self.recipe.seed)
+
+    def flush(self) -> None:
+        self.data.flush()
 
     def _shown(self) -> list[str]:
         images = self._first

@@ -6,6 +6,7 @@ holds them. Neither grows with the set: what is kept in memory of either is boun
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -56,6 +57,7 @@ class TrainingSources:
             if len(everything) <= PREPARED_IMAGES:
                 for encoder in encoders:
                     _prepare_what_can_be(encoder, everything)
+                self.flush()
 
     def prepare(self, picks: Sequence[Pick]) -> None:
         """Encodes what the picks' samples show, so that the encoders' `load` is a look-up. Raises RecordError for a bad
@@ -71,6 +73,14 @@ class TrainingSources:
                 raise
             except ValueError as error:
                 raise RecordError("image", str(error)) from error
+
+    def flush(self) -> None:
+        """Brings what was encoded to the disk; a warning where it cannot be written."""
+        for encoder in self._encoders:
+            try:
+                encoder.flush()
+            except ValueError as error:  # the training is worth more than a cache
+                warnings.warn(str(error), stacklevel=2)
 
     def spread(self, source: int, count: int) -> list[int]:
         """Indices of about `count` good records, evenly over a source."""

@@ -203,6 +203,13 @@ class VPiTTraining(nn.Module):
 
     def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
         save_vpit(folder, self.morph, weights=weights)
+        self.flush()
+
+    def encode(self, picks: Sequence[Pick]) -> None:
+        self.data.prepare(picks)
+
+    def flush(self) -> None:
+        self.data.flush()
 
     def _stream(self, source: int, index: int, unconditional: bool) -> Stream:
         key = (source, index, unconditional)

@@ -224,6 +224,15 @@ class XFusionTraining(nn.Module):
 
     def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
         save_morph(folder, self.morph, weights=weights)
+        self.flush()
+
+    @torch.no_grad()
+    def encode(self, picks: Sequence[Pick]) -> None:
+        batch = self.build_batch(picks, seed=self.recipe.seed)
+        self.model.text_states.gather(batch.batch.to(self.morph.device), batch.plan.to(self.morph.device))
+
+    def flush(self) -> None:
+        self.data.flush()
         if self.model.text_states.cache is not None:
             try:
                 self.model.text_states.cache.flush()
