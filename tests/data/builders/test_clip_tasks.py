@@ -16,7 +16,7 @@ from PIL import Image
 
 from built_sets import check_card, pictures_of, read_all, same_files
 from diptych.data.builders import pure_video, video_qa
-from diptych.data.builders.clip_library import Clip, ClipFrames, ClipSource
+from diptych.data.builders.clip_library import Clip, ClipFrames, ClipSource, tells_a_time
 from diptych.data.builders.concept_splits import SPLITS
 from diptych.data.builders.pure_video import TASKS, build_pure_video, draw_interval, make_draft
 from diptych.data.builders.video_qa import build_video_qa
@@ -228,3 +228,8 @@ def test_says_what_is_missing(packages: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"num_clips of 1 or more"):
         source(packages, num_clips=0)
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(("name", "tells"), [("two o’clock", True), ("ten-thirty", True), ("alarm clock", False)])  # noqa: RUF001
+def test_a_clip_is_not_named_by_a_time_that_it_shows_once(name: str, tells: bool) -> None:
+    assert tells_a_time(name) == tells

@@ -158,9 +158,16 @@ class ClipSource:
             path, name = files.get(_key(entry["hexcode"])), entry["label"]
             if path is None or entry["group"] in _GROUPS_OF_PEOPLE or len(name.split()) > 3 or name in names:
                 continue
+            if tells_a_time(name):
+                continue
             if (read_clip_info(path).num_frames or 0) >= _LEAST_FRAMES:
                 names.add(name)
                 yield Clip(name, path, subgroups[str(entry["subgroup"])], tuple(entry.get("tags", ())))
+
+
+def tells_a_time(name: str) -> bool:
+    """Of a clock that shows a time: its name is true of one frame, and in a clip its hands turn."""
+    return name.endswith(("o’clock", "-thirty"))  # noqa: RUF001 - as Unicode writes it
 
 
 def _look(frame: Image.Image) -> np.ndarray:
