@@ -118,7 +118,7 @@ def test_too_many_boxes_and_none_are_refused() -> None:
 
 
 def test_a_region_is_located_with_its_image() -> None:
-    assert locate_region("a.png#crop=1,2,30.5,40", lambda name: f"/root/{name}") == "/root/a.png#crop=1,2,30.5,40"
+    assert locate_region("a.png#crop=1,2,30.5,40", lambda name: f"/data/{name}") == "/data/a.png#crop=1,2,30.5,40"
 
 
 def test_equal_regions_hash_alike_and_others_do_not() -> None:

@@ -86,6 +86,12 @@ def _clip_source(num_clips: int, report: Callable[[str, int, int], None]) -> Any
     return ClipSource(folders, asset_path("emojibase-data"), num_clips=num_clips, progress=report)
 
 
+def _build_of(source: Callable[..., Any], num: int, build: Callable[[Any], Any]) -> None:
+    with progress_bars() as report:
+        built = build(source(num, report))
+    _tell(built)
+
+
 def _tell(built: Any) -> None:
     print(f"{built.summary()}; what is in it: {built.folder / 'card.md'}")
 
@@ -95,9 +101,7 @@ def build_image_qa(out: Out, num_samples: NumSamples = 4000, num_concepts: NumCo
     """Questions on emoji and scenes: names, kinds, keywords, counting, position."""
     from diptych.data.builders.image_qa import build_image_qa as build
 
-    with progress_bars() as report:
-        built = build(out, _gallery_source(num_concepts, report), num_samples=num_samples)
-    _tell(built)
+    _build_of(_gallery_source, num_concepts, lambda source: build(out, source, num_samples=num_samples))
 
 
 @build_app.command("generation")
@@ -105,9 +109,7 @@ def build_generation(out: Out, num_samples: NumSamples = 4000, num_concepts: Num
     """Emoji to be drawn from names and tags, in several wordings."""
     from diptych.data.builders.drawing_prompts import build_generation as build
 
-    with progress_bars() as report:
-        built = build(out, _gallery_source(num_concepts, report), num_samples=num_samples)
-    _tell(built)
+    _build_of(_gallery_source, num_concepts, lambda source: build(out, source, num_samples=num_samples))
 
 
 @build_app.command("visual-thinking")
@@ -115,9 +117,7 @@ def build_visual_thinking(out: Out, num_samples: NumSamples = 2000, num_concepts
     """Scenes; the answer zooms in or draws boxes first."""
     from diptych.data.builders.visual_thinking import build_visual_thinking as build
 
-    with progress_bars() as report:
-        built = build(out, _gallery_source(num_concepts, report), num_samples=num_samples)
-    _tell(built)
+    _build_of(_gallery_source, num_concepts, lambda source: build(out, source, num_samples=num_samples))
 
 
 @build_app.command("image-to-image")
@@ -125,9 +125,7 @@ def build_image_to_image(out: Out, num_samples: NumSamples = 3000, num_concepts:
     """Pictures changed as asked: style, colour; add, move, remove."""
     from diptych.data.builders.image_to_image import build_image_to_image as build
 
-    with progress_bars() as report:
-        built = build(out, _gallery_source(num_concepts, report), num_samples=num_samples)
-    _tell(built)
+    _build_of(_gallery_source, num_concepts, lambda source: build(out, source, num_samples=num_samples))
 
 
 @build_app.command("text-only")
@@ -135,9 +133,7 @@ def build_text_only(out: Out, num_samples: NumSamples = 2000, num_concepts: NumC
     """Instructions without pictures, made by rule."""
     from diptych.data.builders.text_instructions import build_text_instructions as build
 
-    with progress_bars() as report:
-        built = build(out, _gallery_source(num_concepts, report), num_samples=num_samples)
-    _tell(built)
+    _build_of(_gallery_source, num_concepts, lambda source: build(out, source, num_samples=num_samples))
 
 
 @build_app.command("video-qa")
@@ -145,9 +141,7 @@ def build_video_qa(out: Out, num_clips: NumClips = 200, per_clip: PerClip = 6) -
     """Questions on clips of animated emoji: name, kind, what comes next."""
     from diptych.data.builders.video_qa import build_video_qa as build
 
-    with progress_bars() as report:
-        built = build(out, _clip_source(num_clips, report), samples_per_clip=per_clip)
-    _tell(built)
+    _build_of(_clip_source, num_clips, lambda source: build(out, source, samples_per_clip=per_clip))
 
 
 @build_app.command("pure-video")
@@ -155,9 +149,7 @@ def build_pure_video(out: Out, num_clips: NumClips = 200, per_clip: PerClip = 6)
     """Clips of animated emoji: what comes later, before, between, in which order."""
     from diptych.data.builders.pure_video import build_pure_video as build
 
-    with progress_bars() as report:
-        built = build(out, _clip_source(num_clips, report), samples_per_clip=per_clip)
-    _tell(built)
+    _build_of(_clip_source, num_clips, lambda source: build(out, source, samples_per_clip=per_clip))
 
 
 @build_app.command("easy-vqa")

@@ -22,8 +22,8 @@ from diptych.data.stores.store_opening import open_store
 from diptych.data.web_images import split_url
 from diptych.data_settings import DataConfig, SourceConfig
 
-SAMPLES_KEPT = 1024
-"""Of a source, in memory: a sample is asked for a few times in a row."""
+SAMPLES_KEPT = 8192
+"""Of a source, in memory: a small set is parsed once, and of a large one a sample is asked for a few times in a row."""
 _PATHS_KEPT = 16_384
 
 

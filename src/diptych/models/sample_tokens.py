@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from diptych.backbones.language import load_tokenizer
 from diptych.backbones.skeletons import build_language_skeleton
 from diptych.config import Recipe
 from diptych.data.samples import Sample
 from diptych.data.tokenize import build_sequence
+from diptych.models.training_sources import NO_IMAGE
 from diptych.models.xfusion_building import build_xfusion_skeleton
 from diptych.nn.boundary_tokens import add_boundary_tokens
 from diptych.sequence import ImageSpan, Sequence, TextSpan
-
-NO_IMAGE = torch.zeros(0)
 
 
 def stream_builder(recipe: Recipe) -> tuple[Callable[[Sample], Sequence], Any] | None:

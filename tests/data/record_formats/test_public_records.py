@@ -71,7 +71,7 @@ def settings_of(**given: Any) -> FileSettings:
     folder = [f"c01_{number:04d}.jpeg" for number in range(1, 8)] + ["notes.txt"]
     defaults: dict[str, Any] = {
         "frames": lambda clip: [f"{clip}#frame=0/2", f"{clip}#frame=1/2"],
-        "locate": lambda name: f"/root/{name}",
+        "locate": lambda name: f"/data/{name}",
         "list_folder": lambda name: list(reversed(folder)),
         "fps": 1.0,
     }

@@ -6,7 +6,6 @@ combination is a clip with a task that training never sets on it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +18,7 @@ from PIL import Image, ImageOps
 from diptych.data.builders.concept_splits import held_out_choice, is_held_out
 from diptych.data.builders.data_card import Licence
 from diptych.data.builders.emoji import Progress, npm_package, package_version
+from diptych.data.builders.emoji_concepts import read_package_json, without_selectors
 from diptych.data.video import read_clip_info, read_frames
 
 MOVES = 0.03
@@ -147,15 +147,15 @@ class ClipSource:
         files: dict[str, Path] = {}
         for folder in self.clip_folders:
             for path in sorted((npm_package(folder) / "assets").glob("*.webp")):
-                files[_key(path.stem)] = path
+                files[without_selectors(path.stem)] = path
         if not files:
             raise ValueError(f"{self.clip_folders[0]} holds no .webp clips; is it the unpacked package?")
         package = npm_package(self.emojibase_folder)
-        entries = _read_json(package / "en" / "data.json")
-        subgroups = _read_json(package / "meta" / "groups.json")["subgroups"]
+        entries = read_package_json(package / "en" / "data.json")
+        subgroups = read_package_json(package / "meta" / "groups.json")["subgroups"]
         names: set[str] = set()
         for entry in sorted((entry for entry in entries if "order" in entry), key=lambda entry: entry["order"]):
-            path, name = files.get(_key(entry["hexcode"])), entry["label"]
+            path, name = files.get(without_selectors(entry["hexcode"])), entry["label"]
             if path is None or entry["group"] in _GROUPS_OF_PEOPLE or len(name.split()) > 3 or name in names:
                 continue
             if tells_a_time(name):
@@ -173,14 +173,3 @@ def tells_a_time(name: str) -> bool:
 def _look(frame: Image.Image) -> np.ndarray:
     small = frame.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float64).ravel() / 255
-
-
-def _key(hexcode: str) -> str:
-    return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); is {path.parents[1]} the unpacked package?") from error

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from diptych.data.builders.concept_gallery import STYLE_NAMES, GallerySource, Pool
 from diptych.data.builders.emoji import BuiltSet
-from diptych.data.builders.set_writing import Draft, SetPlan, build_set
-from diptych.data.builders.visual_thinking import SPLIT_TEXTS, gallery_drafts
+from diptych.data.builders.gallery_sets import build_gallery_set
+from diptych.data.builders.set_writing import Draft
 
 TEMPLATES = (
     "Generate an image of {caption}.",
@@ -25,19 +25,13 @@ _NUM_TAGS = 3
 
 def build_generation(out: str | Path, source: GallerySource, *, num_samples: int = 4000) -> BuiltSet:
     """Builds the set in the folder `out`: `num_samples` for training, a tenth as many for each held-out file."""
-    plan = SetPlan(
+    return build_gallery_set(
+        out,
+        source,
+        make_draft,
         name="generation",
         description="Emoji to be drawn from their CLDR names and tags, in several wordings.",
-        settings={"builder": "generation", "builder_version": 1, "num_samples": num_samples} | source.settings,
-        splits=SPLIT_TEXTS,
-        licences=source.licences,
-    )
-    return build_set(
-        out,
-        plan,
-        lambda: gallery_drafts(source, make_draft, num_samples, label="generation"),
-        counts=lambda: {"concepts": len(source.gallery.concepts)},
-        progress=source.progress,
+        num_samples=num_samples,
     )
 
 

@@ -63,11 +63,11 @@ def read_concepts(*, openmoji_folder: Path, fluent_folder: Path, emojibase_folde
         "fluent": _drawings(fluent_folder / "assets", "webp"),
         "openmoji": _drawings(openmoji_folder / "color" / "svg", "svg"),
     }
-    names = _read_json(emojibase_folder / "meta" / "groups.json")
+    names = read_package_json(emojibase_folder / "meta" / "groups.json")
     concepts: dict[str, Concept] = {}
-    entries = [entry for entry in _read_json(emojibase_folder / "en" / "data.json") if "order" in entry]
+    entries = [entry for entry in read_package_json(emojibase_folder / "en" / "data.json") if "order" in entry]
     for entry in sorted(entries, key=lambda entry: entry["order"]):
-        key = _without_selectors(entry["hexcode"])
+        key = without_selectors(entry["hexcode"])
         if entry["group"] in (_COMPONENTS, _FLAGS) or entry["label"] in concepts:
             continue
         if all(key in drawings[style] for style in STYLES):
@@ -168,18 +168,19 @@ def _last_word(name: str) -> str:
 
 
 def _drawings(folder: Path, extension: str) -> dict[str, Path]:
-    found = {_without_selectors(path.stem): path for path in sorted(folder.glob(f"*.{extension}"), key=str)}
+    found = {without_selectors(path.stem): path for path in sorted(folder.glob(f"*.{extension}"), key=str)}
     if not found:
         raise ValueError(f"{folder} holds no .{extension} drawings; is it the unpacked package?")
     return found
 
 
-def _without_selectors(hexcode: str) -> str:
+def without_selectors(hexcode: str) -> str:
     """The two styles and emojibase disagree about writing the variation selector FE0F, so it is left out."""
     return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
 
 
-def _read_json(path: Path) -> Any:
+def read_package_json(path: Path) -> Any:
+    """A JSON file of an unpacked package. Raises ValueError that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -9,13 +9,12 @@ from pathlib import Path
 from diptych.data.builders.concept_gallery import CATEGORIES, GallerySource, Pool, category, with_article
 from diptych.data.builders.emoji import QUESTIONS, BuiltSet
 from diptych.data.builders.emoji_scenes import Placed, draw_scene
-from diptych.data.builders.set_writing import Draft, SetPlan, build_set
+from diptych.data.builders.gallery_sets import build_gallery_set
+from diptych.data.builders.set_writing import Draft
 from diptych.data.builders.visual_thinking import (
     NUMBERS,
-    SPLIT_TEXTS,
     cell_of,
     count_scene,
-    gallery_drafts,
     grid_scene,
 )
 
@@ -37,19 +36,13 @@ RELATIONS = {
 
 def build_image_qa(out: str | Path, source: GallerySource, *, num_samples: int = 4000) -> BuiltSet:
     """Builds the set in the folder `out`: `num_samples` for training, a tenth as many for each held-out file."""
-    plan = SetPlan(
+    return build_gallery_set(
+        out,
+        source,
+        make_draft,
         name="image-qa",
         description="Pictures and scenes of emoji, and questions about them answered in words.",
-        settings={"builder": "image-qa", "builder_version": 1, "num_samples": num_samples} | source.settings,
-        splits=SPLIT_TEXTS,
-        licences=source.licences,
-    )
-    return build_set(
-        out,
-        plan,
-        lambda: gallery_drafts(source, make_draft, num_samples, label="image-qa"),
-        counts=lambda: {"concepts": len(source.gallery.concepts)},
-        progress=source.progress,
+        num_samples=num_samples,
     )
 
 

@@ -13,8 +13,8 @@ from diptych.data.builders.emoji import BuiltSet
 from diptych.data.builders.emoji_concepts import STYLES
 from diptych.data.builders.emoji_scenes import Placed, cell_box, draw_scene
 from diptych.data.builders.emoji_tasks import CORNERS, another_colour
-from diptych.data.builders.set_writing import Draft, SetPlan, build_set
-from diptych.data.builders.visual_thinking import SPLIT_TEXTS, gallery_drafts
+from diptych.data.builders.gallery_sets import build_gallery_set
+from diptych.data.builders.set_writing import Draft
 
 TASKS = {
     "style": "the same thing in another style",
@@ -27,19 +27,14 @@ TASKS = {
 
 def build_image_to_image(out: str | Path, source: GallerySource, *, num_samples: int = 3000) -> BuiltSet:
     """Builds the set in the folder `out`: `num_samples` for training, a tenth as many for each held-out file."""
-    plan = SetPlan(
+    return build_gallery_set(
+        out,
+        source,
+        make_draft,
         name="image-to-image",
         description="Pictures and scenes of emoji, what to change of them, and the changed picture.",
-        settings={"builder": "image-to-image", "builder_version": 1, "num_samples": num_samples} | source.settings,
-        splits=SPLIT_TEXTS,
+        num_samples=num_samples,
         licences=tuple(replace(entry, used_for=f"{entry.used_for}; changed here") for entry in source.licences),
-    )
-    return build_set(
-        out,
-        plan,
-        lambda: gallery_drafts(source, make_draft, num_samples, label="image-to-image"),
-        counts=lambda: {"concepts": len(source.gallery.concepts)},
-        progress=source.progress,
     )
 
 

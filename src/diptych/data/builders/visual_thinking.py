@@ -7,16 +7,16 @@ with red boxes around what the answer rests on.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from diptych.data.builders.concept_gallery import CATEGORIES, GallerySource, Pool, category
-from diptych.data.builders.concept_splits import SPLITS
 from diptych.data.builders.emoji import BuiltSet
 from diptych.data.builders.emoji_scenes import Placed, cell_box, draw_scene
-from diptych.data.builders.set_writing import Draft, SetPlan, build_set, make_drafts
+from diptych.data.builders.gallery_sets import build_gallery_set
+from diptych.data.builders.set_writing import Draft
 
 CELLS = 4
 SCENE_SCALE = 2
@@ -27,48 +27,18 @@ NEIGHBOURS = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0,
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 ZOOM_LEADS = ("Let me look closer.", "I will zoom in on it.", "Let me zoom in.")
 BOX_LEADS = ("Let me mark what matters.", "I will draw boxes around what matters.", "Let me mark it first.")
-SPLIT_TEXTS = {
-    "train": "every combination of concept and style but the held-out ones",
-    "held_out_concept": "concepts that training never shows",
-    "held_out_style": "concepts of training in outline style, which training never shows",
-    "held_out_combination": "combinations of concept and style that training never shows",
-}
 
 
 def build_visual_thinking(out: str | Path, source: GallerySource, *, num_samples: int = 2000) -> BuiltSet:
     """Builds the set in the folder `out`: `num_samples` for training, a tenth as many for each held-out file."""
-    plan = SetPlan(
+    return build_gallery_set(
+        out,
+        source,
+        make_draft,
         name="visual-thinking",
         description="Scenes of emoji; the answer looks closer first: a zoomed cut-out, or the scene with boxes.",
-        settings={"builder": "visual-thinking", "builder_version": 1, "num_samples": num_samples} | source.settings,
-        splits=SPLIT_TEXTS,
-        licences=source.licences,
+        num_samples=num_samples,
     )
-    return build_set(
-        out,
-        plan,
-        lambda: gallery_drafts(source, make_draft, num_samples, label="visual-thinking"),
-        counts=lambda: {"concepts": len(source.gallery.concepts)},
-        progress=source.progress,
-    )
-
-
-def gallery_drafts(
-    source: GallerySource, make: Callable[[Pool, random.Random], Draft | None], num_samples: int, *, label: str
-) -> Iterator[tuple[str, Draft]]:
-    """`num_samples` for training and a tenth as many for each held-out split, of things that the split may show."""
-    for split in SPLITS:
-        wanted = num_samples if split == "train" else max(1, num_samples // 10)
-
-        def make_one(chance: random.Random, split: str = split) -> Draft | None:
-            pool = source.gallery.pool(split, chance)
-            draft = make(pool, chance)
-            if draft is not None:
-                draft.meta.update({"style": pool.style})
-            return draft
-
-        for draft in make_drafts(make_one, wanted, label=f"{source.seed}:{label}:{split}"):
-            yield split, draft
 
 
 def make_draft(pool: Pool, chance: random.Random) -> Draft | None:

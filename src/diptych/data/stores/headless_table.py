@@ -14,31 +14,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diptych.data import samples
 from diptych.data.samples import RecordError
-from diptych.data.stores.offset_index import index_lines, load_index, read_range
-from diptych.data.stores.record_store import regular_file
+from diptych.data.stores.json_lines import JsonLines
 
 
 class HeadlessTable:
     """Lines of a `.tsv` file by number, each an object of its cells; an empty cell is no field, a blank line none."""
 
     def __init__(self, path: str | Path, *, index_dir: Path | None = None) -> None:
-        self.path = regular_file(path)
-        self.folder = self.path.parent
-        self._starts = load_index(self.path, "lines", index_lines, index_dir)
+        self._lines = JsonLines(path, index_dir=index_dir)  # by their offsets; what they hold is not JSON
+        self.path, self.folder = self._lines.path, self._lines.folder
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._lines)
 
     def read(self, number: int) -> Any:
-        start, end = int(self._starts[number]), int(self._starts[number + 1])
-        # The next line's start lies behind blank lines too.
-        line = read_range(self.path, start, min(end - start, samples.MAX_RECORD_BYTES + 1)).partition(b"\n")[0]
-        if len(line) > samples.MAX_RECORD_BYTES:
-            raise RecordError("too long", f"the record is longer than {samples.MAX_RECORD_BYTES} bytes")
+        line = self._lines.line(number)
         try:
-            cells = line.decode("utf-8-sig" if start == 0 else "utf-8").rstrip("\r").split("\t")
+            cells = line.decode("utf-8-sig" if number == 0 else "utf-8").rstrip("\r").split("\t")
         except UnicodeDecodeError as error:
             raise RecordError("encoding", f"not UTF-8 at byte {error.start}") from None
         if len(cells) < 2:

@@ -24,13 +24,17 @@ class JsonLines:
         return len(self._starts) - 1
 
     def read(self, number: int) -> Any:
+        return decode_record(self.line(number))
+
+    def line(self, number: int) -> bytes:
+        """The line as it is, without its end. Raises RecordError for one that is too long."""
         start, end = int(self._starts[number]), int(self._starts[number + 1])
         # The next record's start lies behind blank lines too: only what a record may measure is read of them.
         line = read_range(self.path, start, min(end - start, samples.MAX_RECORD_BYTES + 1))
         line = line.partition(b"\n")[0]
         if len(line) > samples.MAX_RECORD_BYTES:
             raise RecordError("too long", f"the record is longer than {samples.MAX_RECORD_BYTES} bytes")
-        return decode_record(line)
+        return line
 
     def where(self, number: int) -> str:
         return f"{os.fspath(self.path)}, record {number + 1}"
