@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diptych.backbones.tiny_language import build_byte_tokenizer
-from diptych.data.samples import Message, Sample
+from diptych.data.samples import Message, RecordError, Sample
 from diptych.data.tokenize import build_prompt, build_sequence, drop_text
 from diptych.sequence import ImageSpan, Sequence, TextSpan, pack
 
@@ -168,3 +168,19 @@ def test_a_template_that_loses_messages_or_is_absent_is_refused() -> None:
         tokenizer.chat_template = chat_template
         with pytest.raises(ValueError, match=named):
             build_prompt((user("a"), assistant("b")), [], tokenizer=tokenizer, template="auto", num_image_tokens=TOKENS)
+
+
+def test_what_nothing_stands_before_is_not_learnt() -> None:
+    """A token is predicted by the one before it: the first of all never, one behind an image in VPiT alone."""
+    bare = Message("assistant", ("y",), True)
+    image = Message("user", (0,))
+    plain = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = plain
+    options = {"tokenizer": tokenizer, "template": "auto", "load_image": _load, "num_image_tokens": TOKENS}
+    for messages in ((bare,), (image, bare)):
+        with pytest.raises(RecordError, match="something stands before") as caught:
+            build_sequence(Sample(messages, ("0",)), **options)  # type: ignore[arg-type]
+        assert caught.value.kind == "no loss"
+    sequence = build_sequence(Sample((image, bare), ("0",)), **options, boundary_ids=(300, 301))  # type: ignore[arg-type]
+    assert int((pack([sequence], image_predicts_text=True).labels >= 0).sum()) == 1

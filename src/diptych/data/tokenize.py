@@ -84,15 +84,31 @@ def build_sequence(
         spans = _trim(_add_boundaries(spans, boundary_ids))
     else:
         spans = _add_clean_copies(_trim(spans))
-    supervised = any(
-        (isinstance(s, ImageSpan) and s.is_target) or (isinstance(s, TextSpan) and any(s.loss)) for s in spans
-    )
-    if not supervised:
-        raise RecordError("no loss", "nothing in this sample is learnt: it has no assistant turn with text or an image")
+    if not _carries_loss(spans, image_predicts_text=boundary_ids is not None):
+        raise RecordError(
+            "no loss",
+            "nothing in this sample is learnt: it has no assistant turn with an image, or with text that something "
+            "stands before",
+        )
     sequence = Sequence(tuple(spans), draw=draw)
     if max_length is not None and len(sequence) > max_length:
         raise RecordError("too long", f"this sample has {len(sequence)} tokens, more than data.max_length {max_length}")
     return sequence
+
+
+def _carries_loss(spans: Many[TextSpan | ImageSpan], *, image_predicts_text: bool) -> bool:
+    """Whether anything is predicted. A token is by the one before it: not the first, and by an image's in VPiT alone."""
+    predicts = False
+    for span in spans:
+        if isinstance(span, ImageSpan):
+            if span.is_target:
+                return True
+            predicts = image_predicts_text
+        elif any(span.loss[1:]) or (predicts and any(span.loss)):
+            return True
+        else:
+            predicts = predicts or len(span) > 0
+    return False
 
 
 def build_prompt(
