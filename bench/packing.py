@@ -25,13 +25,10 @@ from diptych.data.packing import Packer
 from diptych.data.sources import open_sources
 from diptych.data.tokenize import build_sequence
 from diptych.data_settings import DataConfig
-from diptych.models.vpit import VPiT, build_rows, find_supervision
-from diptych.models.vpit_training import VPiTBatch, vpit_losses
 from diptych.nn.row_attention import longest_by_rows
-from diptych.sequence import Sequence, pack
-from diptych.settings import VPiTConfig
+from diptych.sequence import Sequence
 from paired import measure_ratio, print_table
-from smollm2 import END, START, build_model, random_features
+from smollm2 import END, START, build_model, random_features, train_step
 
 GROUP = 50
 """Batches that are sorted together; transformers' own number."""
@@ -84,16 +81,11 @@ def packed(streams: list[Sequence], length: int) -> list[list[Sequence]]:
 def share_filled(batches: list[list[Sequence]]) -> float:
     """Tokens over places, where every row is as long as the batch's longest."""
     places = sum(len(batch) * max(map(len, batch)) for batch in batches)
-    return sum(len(stream) for batch in batches for stream in batch) / places
+    return tokens_in(batches) / places
 
 
-def step(model: VPiT, config: VPiTConfig, streams: list[Sequence], *, longest: int) -> None:
-    batch = pack(streams, image_predicts_text=True)
-    rows, supervision = build_rows(batch, longest_by_rows=longest), find_supervision(batch, START)
-    losses = vpit_losses(model, VPiTBatch(batch, rows, supervision, batch.images), config)
-    sum(loss.total / max(1.0, loss.count) for loss in losses.values()).backward()  # type: ignore[union-attr]
-    for parameter in model.parameters():
-        parameter.grad = None
+def tokens_in(batches: list[list[Sequence]]) -> int:
+    return sum(len(stream) for batch in batches for stream in batch)
 
 
 def main() -> None:
@@ -115,14 +107,15 @@ def main() -> None:
         "packed": packed(streams, length),
     }
     model = build_model().train()
-    config, longest = VPiTConfig(image_encoder="vit-s14-focus"), longest_by_rows(model.decoder)
+    longest = longest_by_rows(model.decoder)
     draw = random.Random(0)
     chosen = {name: draw.sample(plan, options.steps) for name, plan in plans.items()}
 
-    def run(name: str) -> Callable[[], None]:
-        return lambda: [step(model, config, batch, longest=longest if name == "packed" else 0) for batch in chosen[name]] and None
+    def run(name: str) -> Callable[[], list[float]]:
+        own = longest if name == "packed" else 0
+        return lambda: [train_step(model, batch, longest_by_rows=own) for batch in chosen[name]]
 
-    tokens = {name: sum(len(stream) for batch in plan for stream in batch) for name, plan in chosen.items()}
+    tokens = {name: tokens_in(plan) for name, plan in chosen.items()}
     own_fill = tokens_in(plans["packed"]) / (len(plans["packed"]) * length)
     rows = []
     for name in ("padded", "grouped"):
@@ -136,13 +129,11 @@ def main() -> None:
                 f"{1e3 * ratio.slow_seconds / tokens[name]:.2f} / {1e3 * ratio.fast_seconds / tokens['packed']:.2f} ms",
             ]
         )
-    rows.append([f"packs of {length} from a buffer of 256", f"{own_fill:.2%} filled", "", f"{len(plans['packed'])} packs"])
-    print(f"{len(streams)} samples of {min(lengths)} to {max(lengths)} tokens, {statistics.mean(lengths):.0f} in the mean")
+    rows.append(
+        [f"packs of {length} from a buffer of 256", f"{own_fill:.2%} filled", "", f"{len(plans['packed'])} packs"]
+    )
+    print(f"{len(streams)} samples of {min(lengths)} to {max(lengths)} tokens")
     print_table("P3: packing", ["what", "ratio", "places filled", "each side"], rows)
-
-
-def tokens_in(batches: list[list[Sequence]]) -> int:
-    return sum(len(stream) for batch in batches for stream in batch)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diptych.backbones.tiny_language import build_tiny_language_model
-from diptych.models.vpit import VPiT
-from diptych.sequence import ImageSpan, Sequence, TextSpan
+from diptych.models.vpit import VPiT, build_rows, find_supervision
+from diptych.models.vpit_training import VPiTBatch, vpit_losses
+from diptych.sequence import ImageSpan, Sequence, TextSpan, pack
+from diptych.settings import VPiTConfig
 
 VOCABULARY, FEATURE_DIM, NUM_TOKENS = 49152, 384, 64
 START, END = VOCABULARY, VOCABULARY + 1
@@ -62,3 +64,16 @@ def reading(length: int, *, draw: int) -> Sequence:
     flags = (False,) * (length - answer) + (True,) * answer
     image = ImageSpan(random_features(), NUM_TOKENS, is_target=False)
     return Sequence((ends[0], image, ends[1], TextSpan(random_text(length), flags)), draw=draw)
+
+
+def train_step(model: VPiT, streams: list[Sequence], *, longest_by_rows: int = 0) -> float:
+    """The loss of the streams as one micro-batch; its gradients are made and dropped."""
+    batch = pack(streams, image_predicts_text=True)
+    rows, supervision = build_rows(batch, longest_by_rows=longest_by_rows), find_supervision(batch, START)
+    config = VPiTConfig(image_encoder="none")
+    losses = vpit_losses(model, VPiTBatch(batch, rows, supervision, batch.images), config)
+    total = torch.stack([loss.total / max(1.0, loss.count) for loss in losses.values()]).sum()
+    total.backward()
+    for parameter in model.parameters():
+        parameter.grad = None
+    return total.item()
