@@ -92,9 +92,12 @@ def test_generation_hides_as_many_visual_tokens_as_training() -> None:
     """What free running predicts, the whole sequence predicts when it is fed the same predictions, hidden alike."""
     morph = build_vpit(vpit={"visual_input_dropout": 0.5})
     shown = shown_tokens(NUM_TOKENS, 0.5)
-    assert 0 < int(shown.sum()) < NUM_TOKENS
+    assert int(shown.sum()) == NUM_TOKENS // 2
     (generated,) = morph.answer([[{"role": "user", "content": "Draw it."}]], generation_mode="image")[0]
     assert isinstance(generated, Tensor)
+    (alone,) = build_vpit(vpit={"visual_input_dropout": 1.0}).answer(
+        [[{"role": "user", "content": "Draw it."}]], generation_mode="image"
+    )[0]
     ids = morph.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Draw it."}], add_generation_prompt=True, return_dict=False
     )
@@ -103,5 +106,6 @@ def test_generation_hides_as_many_visual_tokens_as_training() -> None:
     states = morph.model.states(whole, build_rows(whole), generated[None] * shown[:, None])
     predicted = morph.model.visual_head(states[find_supervision(whole, start).visual])
     torch.testing.assert_close(predicted, generated, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(generated, alone)
     assert shown_tokens(NUM_TOKENS, 0.0).all()
     assert not shown_tokens(NUM_TOKENS, 1.0).any()

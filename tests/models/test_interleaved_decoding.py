@@ -79,11 +79,11 @@ def reference(model: VPiT, prompt: Sequence, script: list[str], *, without: Sequ
     return pieces
 
 
-def assert_same(a: list[Piece], b: list[Piece]) -> None:
+def assert_same(a: list[Piece], b: list[Piece], *, tolerance: float = 1e-5) -> None:
     assert [type(piece) for piece in a] == [type(piece) for piece in b]
     for one, other in zip(a, b, strict=True):
         if isinstance(one, Tensor):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
         else:
             assert one == other
 
@@ -121,10 +121,9 @@ def scripted(morph: VPiTMorph, monkeypatch: pytest.MonkeyPatch) -> Any:
         start, _ = morph.model.boundary_tokens.token_ids
         turns = [list(script) for script in scripts]
         silent = [0] * len(turns)
-        original = VPiT.text_logits
 
         def speak(self: VPiT, states: Tensor) -> Tensor:
-            logits = torch.full_like(original(self, states), -1.0)
+            logits = torch.full((len(states), self.boundary_tokens.token_ids[1] + 1), -1.0)
             anyone = any(turn and not left for turn, left in zip(turns, silent, strict=True))
             silent[:] = [max(left - 1, 0) if anyone else 0 for left in silent]
             speaking = [i for i, turn in enumerate(turns) if turn and not silent[i]]
@@ -173,14 +172,26 @@ def predict_images(model: VPiT, prompt: Sequence, pieces: list[Piece]) -> list[T
     return [model.visual_head(states[first - 1 : first - 1 + NUM_TOKENS]) for first in own]
 
 
-def test_conversations_in_different_phases_share_a_batch(morph: VPiTMorph, scripted: Any) -> None:
-    start, _ = morph.model.boundary_tokens.token_ids
-    scripted([start, 21, STOP], [11, 12, 13, 14, 15, 16, 17, 18, STOP], [31, STOP])
-    shapes = [
-        [p if isinstance(p, list) else "image" for p in pieces]
-        for pieces in decode_interleaved(morph.model, prompts(morph.model), stops={STOP}, max_new_tokens=20)
-    ]
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_conversations_in_different_phases_share_a_batch(
+    morph: VPiTMorph, scripted: Any, dropout: float, guidance: float
+) -> None:
+    """Each answers what it answers alone: one draws while others speak or end."""
+    model = morph.model
+    start, _ = model.boundary_tokens.token_ids
+    scripts = [start, 21, STOP], [11, 12, 13, 14, 15, 16, 17, 18, STOP], [31, STOP]
+    empty = [Sequence((text(60 + number),)) for number in range(3)]
+    options: Any = {"stops": {STOP}, "max_new_tokens": 20, "visual_input_dropout": dropout}
+    scripted(*scripts)
+    together = decode_interleaved(model, prompts(model), unconditional=empty, visual_guidance_scale=guidance, **options)
+    shapes = [[p if isinstance(p, list) else "image" for p in pieces] for pieces in together]
     assert shapes == [["image", [21]], [[11, 12, 13, 14, 15, 16, 17, 18]], [[31]]]
+    for number, (prompt, pieces) in enumerate(zip(prompts(model), together, strict=True)):
+        scripted(scripts[number])
+        own = [empty[number]]
+        alone = decode_interleaved(model, [prompt], unconditional=own, visual_guidance_scale=guidance, **options)
+        assert_same(pieces, alone[0], tolerance=1e-5 * 10**guidance)  # which magnifies rounding
 
 
 def test_an_image_that_was_begun_is_finished(morph: VPiTMorph, scripted: Any) -> None:
@@ -204,3 +215,20 @@ def test_a_prompt_without_room_is_refused_and_no_image_starts_that_would_not_fit
     pieces = decode_interleaved(model, [Sequence((text(5, 6, 7),))], stops=set(), max_new_tokens=9)[0]
     assert [len(p) if isinstance(p, list) else "image" for p in pieces] == [3]
     assert start not in pieces[0]
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_logits_that_are_no_numbers_are_refused_with_the_conversation(
+    monkeypatch: pytest.MonkeyPatch, do_sample: bool
+) -> None:
+    model, original = build_vpit("llama").model, VPiT.text_logits
+
+    def break_the_second(self: VPiT, states: Tensor) -> Tensor:
+        logits = original(self, states)
+        logits[1] = torch.nan
+        return logits
+
+    monkeypatch.setattr(VPiT, "text_logits", break_the_second)
+    asked = [Sequence((text(5, 6),)), Sequence((text(5, 9),))]
+    with pytest.raises(ValueError, match="logits of text predicted for conversation 1 are not finite"):
+        decode_interleaved(model, asked, stops=set(), max_new_tokens=3, do_sample=do_sample)

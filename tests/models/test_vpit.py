@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from diptych.models.vpit import VPiT, build_rows, find_supervision
+from diptych.models.vpit import VPiT, build_rows, find_supervision, shown_tokens
 from diptych.sequence import Batch, ImageSpan, Sequence, TextSpan, pack
 from tiny_vpit import FEATURE_DIM, NUM_TOKENS, build_vpit, random_features
 from tiny_xfusion import text
@@ -169,3 +171,14 @@ def _parsed(request: list[dict[str, str]]) -> tuple[Any, list[Tensor]]:
     from diptych.models.conversation import parse_conversation
 
     return parse_conversation(request, image_size=32)
+
+
+@given(st.integers(1, 256), st.floats(0, 1), st.integers(0, 2**31))
+def test_as_many_visual_tokens_are_shown_whoever_draws_the_places(number: int, dropout: float, seed: int) -> None:
+    """The share that is not hidden, to rounding; one at least, unless all are to be hidden."""
+    shown = shown_tokens(number, dropout)
+    other = shown_tokens(number, dropout, torch.Generator().manual_seed(seed))
+    assert shown.sum() == other.sum()
+    assert abs(int(shown.sum()) - (1 - dropout) * number) <= 1
+    assert bool(shown.any()) == (dropout < 1)
+    assert torch.equal(shown, shown_tokens(number, dropout))

@@ -11,16 +11,24 @@ from transformers import (
     Cohere2ForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    CTRLConfig,
+    CTRLLMHeadModel,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from diptych.backbones.language import LanguageModel, build_language_model
@@ -55,6 +63,14 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "cohere": (CohereConfig, CohereForCausalLM, {**LAYERS, "logit_scale": 0.25}),
     "cohere2": (Cohere2Config, Cohere2ForCausalLM, {**LAYERS, "logit_scale": 0.25, "sliding_window": 6}),
     "granite": (GraniteConfig, GraniteForCausalLM, {**LAYERS, "logits_scaling": 3.0, "embedding_multiplier": 2.0}),
+    "mistral": (MistralConfig, MistralForCausalLM, {**LAYERS, "sliding_window": 6}),
+    "qwen2": (
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {**LAYERS, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    ),
+    "ctrl": (CTRLConfig, CTRLLMHeadModel, {"n_embd": WIDTH, "dff": 64, "n_layer": 2, "n_head": 4}),
+    "lfm2": (Lfm2Config, Lfm2ForCausalLM, {**LAYERS, "full_attn_idxs": [1]}),
     "mamba": (MambaConfig, MambaForCausalLM, {"hidden_size": WIDTH, "num_hidden_layers": 2, "state_size": 4}),
 }
 
@@ -136,9 +152,18 @@ def test_together_alone_and_recomputed_are_the_same(morph: VPiTMorph) -> None:
 
 
 def test_a_past_that_is_no_keys_and_values_is_computed_again() -> None:
-    for family, kind in (("mamba", RecomputingEngine), ("gpt2", CachedEngine)):
+    """Nor is a cache used that gives other states than computing again does, or that cannot drop a row (LFM2)."""
+    for family, kind in (
+        ("mamba", RecomputingEngine),
+        ("ctrl", RecomputingEngine),
+        ("lfm2", RecomputingEngine),
+        ("gpt2", CachedEngine),
+        ("mistral", CachedEngine),
+    ):
         morph = build_vpit(language=build_language(family))
+        morph.model.train()
         assert type(start_engine(morph.model, prompts(morph))) is kind
+        assert all(module.training for module in morph.model.modules())
 
 
 def test_a_batch_draws_what_each_one_draws_alone(morph: VPiTMorph) -> None:

@@ -1,4 +1,4 @@
-"""Laws of a damaged set, read as a training reads it: every bad record is skipped and counted, once a round, exactly."""
+"""Laws of a damaged set, read as a training reads it: every bad record is skipped, and counted exactly."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_ten_thousand_records_are_counted_exactly_and_resumed_past(tmp_path: Pat
 
 
 def test_one_in_fifty_ends_the_run(tmp_path: Path) -> None:
-    folder = write_corpus(tmp_path, {place: "image" for place in damaged(50)})
+    folder = write_corpus(tmp_path, dict.fromkeys(damaged(50), "image"))
     recipe = recipe_of(folder, "run")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -97,7 +97,7 @@ def build_sequence(
 
 
 def _carries_loss(spans: Many[TextSpan | ImageSpan], *, image_predicts_text: bool) -> bool:
-    """Whether anything is predicted. A token is by the one before it: not the first, and by an image's in VPiT alone."""
+    """Whether anything is learnt. A token is by the one before it: never the first, behind an image in VPiT alone."""
     predicts = False
     for span in spans:
         if isinstance(span, ImageSpan):

@@ -66,7 +66,7 @@ def decode_interleaved(
     feature space other than 1. `visual_input_dropout`: share of an image's visual tokens that is not fed back, as in
     training, so that the model meets what it was trained on. `seed`: of what is sampled, the same for each
     conversation. Raises ValueError for a prompt that leaves no room in the language model's context, and for predicted
-    visual tokens that are not finite.
+    visual tokens or logits that are not finite.
     """
     start, end = model.boundary_tokens.token_ids
     guided = visual_guidance_scale != 1.0 and generation_mode != "text"
@@ -91,6 +91,7 @@ def decode_interleaved(
             tokens = {i: rows[running[i]].forced.popleft() for i in texts if rows[running[i]].forced}
             if choosing:
                 logits = model.text_logits(own[choosing]).float()
+                _check_logits(logits, [running[i] for i in choosing])
                 logits[:, end] = -torch.inf
                 for k, i in enumerate(choosing):
                     row = rows[running[i]]
@@ -151,15 +152,26 @@ def _take_feature(row: _Row, feature: Tensor, num_image_tokens: int, end: int, *
         row.done = only
 
 
+def _check_logits(logits: Tensor, conversations: Sequence[int]) -> None:
+    broken = logits.isnan().any(dim=-1)
+    if bool(broken.any()):
+        raise ValueError(_not_finite("logits of text", [conversations[i] for i in broken.nonzero()[:, 0].tolist()]))
+
+
+def _not_finite(what: str, conversations: Sequence[int]) -> str:
+    names = ", ".join(map(str, conversations[:8]))
+    return (
+        f"the {what} predicted for conversation {names} are not finite; look at the morph's weights, its number format "
+        "and visual_guidance_scale"
+    )
+
+
 def _check_finite(drawing: list[tuple[int, _Row]]) -> None:
     """Of images that have just been finished: looked at once, since looking waits for the device."""
     finished = [(index, row.pieces[-1]) for index, row in drawing if row.image is None]
-    broken = [str(index) for index, made in finished if isinstance(made, Tensor) and not bool(made.isfinite().all())]
+    broken = [index for index, made in finished if isinstance(made, Tensor) and not bool(made.isfinite().all())]
     if broken:
-        raise ValueError(
-            f"the visual tokens predicted for conversation {', '.join(broken[:8])} are not finite; look at the morph's "
-            "weights, its number format and visual_guidance_scale"
-        )
+        raise ValueError(_not_finite("visual tokens", broken))
 
 
 def _room(model: VPiT, prompt: Stream, generation_mode: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence as Many
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -12,16 +13,44 @@ from torch import Tensor
 from diptych.models.vpit import VPiT
 from diptych.nn.decode_layer import LayerCache, decode_layer
 from diptych.nn.layer_parts import ROUTABLE_FAMILIES, rotary
-from diptych.sequence import Sequence, pack
+from diptych.sequence import Sequence, TextSpan, pack
 
 
 def start_engine(model: VPiT, prompts: Many[Sequence]) -> CachedEngine | RecomputingEngine:
     """Runs the prompts: `hidden` [B, D] are their final states, `step` runs one more token, `keep` drops rows."""
+    if model.decoder not in _CACHES_WELL:
+        _CACHES_WELL[model.decoder] = _same_as_recomputed(model)
+    return CachedEngine(model, prompts) if _CACHES_WELL[model.decoder] else RecomputingEngine(model, prompts)
+
+
+_CACHES_WELL: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""Decoders whose cache was tried."""
+
+
+def _same_as_recomputed(model: VPiT) -> bool:
+    """Whether a decoder's cache gives what running everything again does: over two rows, one more token for both,
+    and one for the row that is kept. Whatever it raises, a cache that cannot do it is none."""
     decoder = model.decoder
-    has_keys = "past_key_values" in inspect.signature(decoder.forward).parameters
-    if has_keys and not getattr(decoder, "_is_stateful", False):
-        return CachedEngine(model, prompts)
-    return RecomputingEngine(model, prompts)
+    if "past_key_values" not in inspect.signature(decoder.forward).parameters:
+        return False
+    prompts = [Sequence((TextSpan(tuple(range(length)), (False,) * length),)) for length in (3, 2)]
+    inputs = model.language_model.get_input_embeddings()(torch.tensor([[1, 2]], device=decoder.device))[0]
+    states, modes = [], [(module, module.training) for module in decoder.modules()]
+    decoder.eval()
+    try:
+        for kind in (CachedEngine, RecomputingEngine):
+            engine = kind(model, prompts)
+            own = [engine.hidden, engine.step(inputs)]
+            engine.keep([1])
+            states.append(torch.cat((*own, engine.step(inputs[:1]))).float())
+    except Exception:  # noqa: BLE001 - each family's cache fails in its own way
+        return False
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    cached, recomputed = states
+    tolerance = 1e-3 if inputs.dtype == torch.float32 else 0.05
+    return bool((cached - recomputed).norm() <= tolerance * recomputed.norm())
 
 
 class CachedEngine:
@@ -46,7 +75,7 @@ class CachedEngine:
         self.mask = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
         self.mask[batch.sample_ids, column] = 1
         self.positions = lengths
-        self.cache: Any = DynamicCache()
+        self.cache: Any = DynamicCache(config=self.decoder.config)
         self.takes_positions = "position_ids" in inspect.signature(self.decoder.forward).parameters
         self.hidden = self._run(inputs, (self.mask.cumsum(1) - 1).clamp_min(0))
         self.layers = self._take_over()
@@ -114,5 +143,6 @@ class RecomputingEngine:
         self.rows = [self.rows[index] for index in rows]
 
     def _run(self) -> Tensor:
-        states = [self.decoder(inputs_embeds=row[None], use_cache=False).last_hidden_state[:, -1] for row in self.rows]
-        return torch.cat(states)
+        """Of copies: a decoder may scale its inputs in place (CTRL)."""
+        runs = [self.decoder(inputs_embeds=row[None].clone(), use_cache=False) for row in self.rows]
+        return torch.cat([run.last_hidden_state[:, -1] for run in runs])

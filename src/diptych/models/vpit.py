@@ -163,6 +163,11 @@ def context_length(language_model: Any) -> int | None:
     return None if length is None else int(length)
 
 
-def shown_tokens(num_image_tokens: int, visual_input_dropout: float) -> Tensor:
-    """Which visual tokens [n] of an image being drawn are fed back: the same share as in training, always the same."""
-    return torch.rand(num_image_tokens, generator=torch.Generator().manual_seed(0)) >= visual_input_dropout
+def shown_tokens(
+    num_image_tokens: int, visual_input_dropout: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Which visual tokens [n] of a drawn image are shown as inputs: always as many, one at least unless the dropout is
+    1; by the generator, or those that generation feeds back."""
+    kept = 0 if visual_input_dropout == 1 else max(1, round((1 - visual_input_dropout) * num_image_tokens))
+    order = torch.randperm(num_image_tokens, generator=generator or torch.Generator().manual_seed(0))
+    return torch.zeros(num_image_tokens, dtype=torch.bool).index_fill(0, order[:kept], True)

@@ -21,7 +21,7 @@ from diptych.models.frozen_layers import FormKey, FrozenLayers
 from diptych.models.interleaved_decoding import decode_interleaved
 from diptych.models.method import LossSum
 from diptych.models.training_sources import NO_IMAGE, TrainingSources, kept_lengths, kept_streams
-from diptych.models.vpit import Rows, Supervision, VPiT, build_rows, context_length, find_supervision
+from diptych.models.vpit import Rows, Supervision, VPiT, build_rows, context_length, find_supervision, shown_tokens
 from diptych.models.vpit_building import NUM_EMBEDDINGS, trained_parameters
 from diptych.models.vpit_checkpoint import save_vpit
 from diptych.models.vpit_morph import VPiTMorph
@@ -146,8 +146,7 @@ class VPiTTraining(nn.Module):
         if config.visual_input_noise:
             target = noised_tokens(target, config.visual_input_noise, generator)
         if config.visual_input_dropout:
-            kept = torch.rand(len(target), 1, generator=generator) >= config.visual_input_dropout
-            target = target * kept
+            target = target * shown_tokens(len(target), config.visual_input_dropout, generator)[:, None]
         return target
 
     def loss_counts(self, batch: VPiTBatch) -> dict[str, float]:
