@@ -18,6 +18,7 @@ from diptych.data.images import image_to_tensor, open_image
 from diptych.models.autoencoder_training import build_autoencoder, initialise_as_components
 from diptych.models.pixel_decoder import PixelDecoder, build_pixel_decoder
 from diptych.models.pixel_decoder_training import PixelDecoderTraining
+from diptych.settings import AutoencoderTrainingConfig
 from tiny_vpit import NUM_TOKENS, build_encoder, write_emblems
 
 IMAGE_SIZE = 16
@@ -33,7 +34,9 @@ def write_parts(folder: Path) -> Path:
             torch.nn.init.normal_(parameter, std=0.3)
         encoder.save_pretrained(folder / "encoder")
         images = [image_to_tensor(open_image(path), IMAGE_SIZE) for path in sorted((folder / "data").glob("*.png"))]
-        network = build_autoencoder(fold=4, channels=16, latent_channels=4, num_decoder_blocks=0)
+        network = build_autoencoder(
+            AutoencoderTrainingConfig(channels=16, fold=4, latent_channels=4, num_decoder_blocks=(0,))
+        )
         initialise_as_components(network, fold_pixels(torch.stack(images), 4))
         network.register_to_config(scaling_factor=3.0)
         network.save_pretrained(folder / "autoencoder")

@@ -194,12 +194,18 @@ class TrainConfig(Settings):
 
 
 class AutoencoderTrainingConfig(Settings):
-    """The project's own autoencoder: pixels folded into channels, convolutions at latent resolution."""
+    """The project's own autoencoder: pixels folded into channels, then convolutions."""
 
     fold: int = Field(default=8, gt=1)
     channels: int = Field(default=96, gt=0)
+    decoder_channels: int | None = Field(default=None, gt=0, description="null: those of the encoder")
     latent_channels: int = Field(default=16, gt=0)
-    num_decoder_blocks: int = Field(default=3, ge=0)
+    num_decoder_blocks: tuple[int, ...] = Field(
+        default=(3,), min_length=1, description="by stage; each stage after the first has twice the resolution"
+    )
+    encoder_from: str | None = Field(
+        default=None, description="autoencoder whose encoder stays as it is: its latents mean the same, decoded better"
+    )
     latent_noise: float = Field(
         default=0.3, ge=0, description="largest standard deviation of the noise that the decoder forgives"
     )

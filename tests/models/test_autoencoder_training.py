@@ -25,6 +25,7 @@ from diptych.models.autoencoder_training import (
     reconstruction_psnr,
 )
 from diptych.models.method import Method
+from diptych.settings import AutoencoderTrainingConfig
 
 NUM_CONCEPTS, STYLES = 24, ("flat", "round")
 
@@ -58,7 +59,7 @@ def _recipe(folder: Path, **settings: Any) -> Recipe:
         "method": "autoencoder",
         "output_dir": "nowhere",
         "image_size": 16,
-        "autoencoder_training": {"fold": 4, "channels": 16, "latent_channels": 4, "num_decoder_blocks": 1},
+        "autoencoder_training": {"fold": 4, "channels": 16, "latent_channels": 4, "num_decoder_blocks": [1]},
         "data": {"sources": [{"path": str(folder / "draw.jsonl")}]},
     }
     return build_recipe(small | settings)
@@ -88,10 +89,16 @@ def test_a_tenth_of_the_concepts_is_held_out_in_every_style(training: Autoencode
     assert 0.07 < share < 0.13
 
 
+def shape(fold: int, channels: int, latent_channels: int, *blocks: int) -> AutoencoderTrainingConfig:
+    return AutoencoderTrainingConfig(
+        fold=fold, channels=channels, latent_channels=latent_channels, num_decoder_blocks=blocks
+    )
+
+
 def test_it_starts_as_the_principal_components() -> None:
     """Images of as many patterns as there are latent channels come back (measured: 37.9 dB; without latents 17.8)."""
     images = _pictures(64)
-    network = build_autoencoder(fold=4, channels=16, latent_channels=4, num_decoder_blocks=1)
+    network = build_autoencoder(shape(4, 16, 4, 1))
     initialise_as_components(network, fold_pixels(images, 4))
     autoencoder = Autoencoder(network, name="tiny", hash="")
     latents = autoencoder.encode(images) / LATENT_SCALE
@@ -104,7 +111,7 @@ def test_it_starts_as_the_principal_components() -> None:
 
 
 def test_blocks_start_as_the_identity() -> None:
-    network = build_autoencoder(fold=2, channels=8, latent_channels=2, num_decoder_blocks=2)
+    network = build_autoencoder(shape(2, 8, 2, 2))
     initialise_as_components(network, torch.rand(4, 12, 4, 4) * 2 - 1)
     positive = torch.rand(1, 8, 4, 4)
     blocks = [module for module in network.modules() if isinstance(module, AutoencoderTinyBlock)]
@@ -113,7 +120,7 @@ def test_blocks_start_as_the_identity() -> None:
 
 
 def test_too_few_channels_for_the_latents_are_refused() -> None:
-    network = build_autoencoder(fold=2, channels=6, latent_channels=4, num_decoder_blocks=1)
+    network = build_autoencoder(shape(2, 6, 4, 1))
     with pytest.raises(ValueError, match=r"6 channels cannot carry 4 latent channels in pairs; use 8 or more"):
         initialise_as_components(network, torch.rand(4, 12, 4, 4))
 
@@ -217,3 +224,41 @@ def test_the_embedded_one_draws_emoji_that_it_never_saw() -> None:
     assert clean - 1.5 < noisy < clean
     assert abs(float(latents.mean())) < 0.1
     assert 0.8 < float(latents.std()) < 1.2
+
+
+def test_a_new_decoder_learns_the_kept_encoders_latents(recipe: Recipe, tmp_path: Path) -> None:
+    """The encoder keeps every bit, so that latents mean the same; the decoder has other channels and two stages."""
+    AutoencoderTraining(recipe).save_pretrained(str(tmp_path / "first"))
+    first = load_autoencoder(str(tmp_path / "first"))
+    settings = {"encoder_from": str(tmp_path / "first"), "decoder_channels": 8, "num_decoder_blocks": [1, 1]}
+    again = _recipe(tmp_path, autoencoder_training={**vars(recipe.autoencoder_training), **settings})
+    training = AutoencoderTraining(again)
+    assert set(training.frozen_hashes()) == {"encoder"}
+    assert all(name.startswith("decoder.") for name in training.trainable_parameters())
+    assert set(training.loss_weights) == {"squared", "absolute", "edges"}
+    before = list(training(training.build_batch(PICKS, seed=0)).values())[0].total.item()
+    optimizer = torch.optim.Adam(training.trainable_parameters().values(), lr=0.01)
+    for _ in range(30):
+        losses = training(training.build_batch(PICKS, seed=0))
+        torch.stack([loss.total for loss in losses.values()]).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses["squared"].total < 0.5 * before
+    training.save_pretrained(str(tmp_path / "second"))
+    second = load_autoencoder(str(tmp_path / "second"))
+    images = _pictures(5)
+    assert torch.equal(first.encode(images), second.encode(images))
+    assert second.decode(second.encode(images)).shape == images.shape
+    assert (second.fold, second.downsampling) == (first.fold, first.downsampling)
+    with pytest.raises(ValueError, match="another encoder than fold, channels and latent_channels"):
+        AutoencoderTraining(
+            again.model_copy(
+                update={
+                    "autoencoder_training": shape(4, 8, 4, 1).model_copy(
+                        update={"encoder_from": str(tmp_path / "first")}
+                    )
+                }
+            )
+        )
+    with pytest.raises(ValueError, match="4 stages, of 8 times .* fold 4 cannot be divided by"):
+        build_autoencoder(shape(4, 16, 4, 1, 1, 1, 1))

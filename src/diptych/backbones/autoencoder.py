@@ -24,7 +24,8 @@ PIXELS = "pixels"
 class Autoencoder:
     """Pixels to latents and back, frozen. Latents are normalised: about zero mean and unit variance overall.
 
-    A network whose input has 3 f^2 channels sees pixels folded f by f into channels (the embedded one: f = 8).
+    A network whose input has 3 f^2 channels sees pixels folded f by f into channels (the embedded one: f = 8); what it
+    gives is unfolded by its own number of channels.
     """
 
     def __init__(self, network: Any, *, name: str, hash: str) -> None:
@@ -37,6 +38,7 @@ class Autoencoder:
             raise ValueError(
                 f"autoencoder {name!r} reads {config.in_channels} channels, which are no folded RGB pixels"
             )
+        self._unfold = int((config.out_channels // 3) ** 0.5)
         self.latent_channels = int(config.latent_channels)
         stages = config.get("encoder_block_out_channels") or config.block_out_channels
         self.downsampling = self.fold * 2 ** (len(stages) - 1)
@@ -66,7 +68,7 @@ class Autoencoder:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> images [B, 3, h f, w f] in -1..1 (cut there)."""
         decoded = self.network.decode(latents.to(self.network.device) / self._scale + self._shift).sample
-        return unfold_pixels(decoded, self.fold).clamp(-1, 1)
+        return unfold_pixels(decoded, self._unfold).clamp(-1, 1)
 
 
 class PixelSpace:

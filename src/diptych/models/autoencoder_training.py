@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from diptych.backbones.autoencoder import Autoencoder, fold_pixels, unfold_pixels
+from diptych.backbones.autoencoder import Autoencoder, fold_pixels, load_autoencoder, unfold_pixels
+from diptych.backbones.weight_hash import hash_module
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.images import image_to_tensor, tensor_to_image
@@ -27,6 +28,7 @@ from diptych.data.packing import Pick
 from diptych.data.references import names_part_of_a_file, open_reference
 from diptych.models.method import LossSum
 from diptych.models.training_sources import TrainingSources
+from diptych.settings import AutoencoderTrainingConfig
 
 LATENT_SCALE = 0.3
 """Standard deviation of what the decoder reads, so that its tanh(x / 3) input stage stays straight."""
@@ -67,14 +69,24 @@ class AutoencoderTraining(nn.Module):
                 f"{len(paths)} images are too few to train an autoencoder and hold a tenth out; add images"
             )
         torch.manual_seed(recipe.seed)
-        self.network = build_autoencoder(
-            fold=self.settings.fold,
-            channels=self.settings.channels,
-            latent_channels=self.settings.latent_channels,
-            num_decoder_blocks=self.settings.num_decoder_blocks,
-        )
-        sample = self.images[torch.randperm(len(self.images))[:2500]]
-        initialise_as_components(self.network, fold_pixels(_unit(sample), self.settings.fold))
+        self.network = build_autoencoder(self.settings)
+        self.base = None if self.settings.encoder_from is None else load_autoencoder(self.settings.encoder_from)
+        if self.base is not None:
+            _take_encoder(self.network, self.base)
+            del self.loss_weights["size"]
+        elif len(self.settings.num_decoder_blocks) == 1 and self.settings.decoder_channels is None:
+            sample = self.images[torch.randperm(len(self.images))[:2500]]
+            initialise_as_components(self.network, fold_pixels(_unit(sample), self.settings.fold))
+
+    @property
+    def unfold(self) -> int:
+        return _unfold(self.settings)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the kept encoder's latents."""
+        assert self.base is not None
+        return 1.0 / float(self.base.network.config.scaling_factor)
 
     def num_samples(self) -> tuple[int, ...]:
         return (len(self.images),) * len(self.recipe.data.sources)
@@ -104,34 +116,35 @@ class AutoencoderTraining(nn.Module):
         return dict.fromkeys(self.loss_weights, count)
 
     def forward(self, batch: PixelBatch) -> dict[str, LossSum]:
-        latents = self.network.encoder(_channels_last(fold_pixels(batch.images, self.settings.fold))) / LATENT_SCALE
-        decoded = self.network.decoder((latents + batch.noise) * LATENT_SCALE)
-        error = unfold_pixels(decoded, self.settings.fold) - batch.images
+        latents = self.network.encoder(_channels_last(fold_pixels(batch.images, self.settings.fold)))
+        scale = LATENT_SCALE if self.base is None else self.spread
+        decoded = self.network.decoder(latents + batch.noise * scale)
+        error = unfold_pixels(decoded, self.unfold) - batch.images
         edges = _mean(error.diff(dim=-1).abs()) + _mean(error.diff(dim=-2).abs())
         losses = {
             "squared": _mean(error.square()),
             "absolute": _mean(error.abs()),
             "edges": edges,
-            "size": _mean(latents.square()),
+            "size": _mean((latents / LATENT_SCALE).square()),
         }
         count = float(len(batch.images))
-        return {name: LossSum(per_image.sum(), count) for name, per_image in losses.items()}
+        return {name: LossSum(losses[name].sum(), count) for name in self.loss_weights}
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.network.named_parameters())
+        return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
 
     def shard_modules(self) -> Iterable[nn.Module]:
         return [self.network.encoder, self.network.decoder]
 
     def frozen_hashes(self) -> dict[str, str]:
-        return {}
+        return {} if self.base is None else {"encoder": hash_module(self.network.encoder)}
 
     def sample_grid(self, *, seed: int) -> Image.Image | None:
         device = next(self.network.parameters()).device
         images = _unit(self.held_out[:: max(1, len(self.held_out) // 8)][:8]).to(device)
         with torch.no_grad():
             latents = self.network.encoder(fold_pixels(images, self.settings.fold))
-            decoded = unfold_pixels(self.network.decoder(latents), self.settings.fold)
+            decoded = unfold_pixels(self.network.decoder(latents), self.unfold)
         pictures = [tensor_to_image(image) for image in torch.cat((images, decoded))]
         return draw_image_grid(pictures, ["held out"] * len(images) + ["decoded"] * len(images), columns=len(images))
 
@@ -141,17 +154,12 @@ class AutoencoderTraining(nn.Module):
 
     def save_pretrained(self, folder: str, *, weights: dict[str, Tensor] | None = None) -> None:
         """Writes a diffusers folder in bf16, its latents normalised over the training images, and its held-out PSNR."""
-        network = build_autoencoder(
-            fold=self.settings.fold,
-            channels=self.settings.channels,
-            latent_channels=self.settings.latent_channels,
-            num_decoder_blocks=self.settings.num_decoder_blocks,
-        )
-        source = weights if weights is not None else dict(self.network.named_parameters())
+        network = build_autoencoder(self.settings)
+        source = dict(self.network.named_parameters()) | (weights or {})
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 parameter.copy_(source[name])
-        spread = _spread(network, self.images, self.settings.fold)
+        spread = self.spread if self.base is not None else _spread(network, self.images, self.settings.fold)
         network.register_to_config(scaling_factor=1.0 / spread)
         network.to(torch.bfloat16).save_pretrained(folder)
         stored = Autoencoder(AutoencoderTiny.from_pretrained(folder).float(), name=folder, hash="")
@@ -165,18 +173,43 @@ class AutoencoderTraining(nn.Module):
         Path(folder, "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
-def build_autoencoder(*, fold: int, channels: int, latent_channels: int, num_decoder_blocks: int) -> Any:
-    """One encoder block and a few decoder blocks, all at latent resolution: `fold` is the whole downsampling."""
+def build_autoencoder(settings: AutoencoderTrainingConfig) -> Any:
+    """One encoder block at latent resolution and a few decoder blocks: `fold` is the whole downsampling. Raises
+    ValueError if the decoder's stages are more than the fold has room for."""
+    stages, unfold = settings.num_decoder_blocks, _unfold(settings)
     network: Any = AutoencoderTiny(
-        in_channels=3 * fold**2,
-        out_channels=3 * fold**2,
-        encoder_block_out_channels=(channels,),
-        decoder_block_out_channels=(channels,),
+        in_channels=3 * settings.fold**2,
+        out_channels=3 * unfold**2,
+        encoder_block_out_channels=(settings.channels,),
+        decoder_block_out_channels=(settings.decoder_channels or settings.channels,) * len(stages),
         num_encoder_blocks=(1,),
-        num_decoder_blocks=(num_decoder_blocks,),
-        latent_channels=latent_channels,
+        num_decoder_blocks=stages,
+        latent_channels=settings.latent_channels,
     )
     return network.to(memory_format=torch.channels_last)
+
+
+def _unfold(settings: AutoencoderTrainingConfig) -> int:
+    """Pixels to a side that one position of the decoder's last stage stands for."""
+    times = 2 ** (len(settings.num_decoder_blocks) - 1)
+    if settings.fold % times:
+        raise ValueError(
+            f"autoencoder_training.num_decoder_blocks names {len(settings.num_decoder_blocks)} stages, of {times} "
+            f"times the latents' resolution, which fold {settings.fold} cannot be divided by; name fewer"
+        )
+    return settings.fold // times
+
+
+def _take_encoder(network: Any, base: Autoencoder) -> None:
+    """Puts the encoder of a trained autoencoder in place, frozen."""
+    try:
+        network.encoder.load_state_dict(base.network.encoder.state_dict())
+    except (AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"autoencoder_training.encoder_from {base.name!r} has another encoder than fold, channels and "
+            f"latent_channels of this recipe say: {error}"
+        ) from error
+    network.encoder.requires_grad_(False)
 
 
 def reconstruction_psnr(autoencoder: Autoencoder, images: Tensor, *, noise: float = 0.0) -> float:

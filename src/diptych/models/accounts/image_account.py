@@ -22,22 +22,18 @@ def account_autoencoder(recipe: Recipe) -> RunAccount:
     count = recipe.train.per_device_train_batch_size
     side = recipe.image_size // settings.fold
     with torch.device("meta"):
-        network = build_autoencoder(
-            fold=settings.fold,
-            channels=settings.channels,
-            latent_channels=settings.latent_channels,
-            num_decoder_blocks=settings.num_decoder_blocks,
-        )
+        network = build_autoencoder(settings)
         pixels = torch.zeros(count, 3 * settings.fold**2, side, side)
         latents = torch.zeros(count, settings.latent_channels, side, side, requires_grad=True)
-    return _account(
-        recipe,
-        trained={"encoder": network.encoder, "decoder": network.decoder},
-        costs={
-            "encoder": count_flops(lambda: network.encoder(pixels)),
-            "decoder": count_flops(lambda: network.decoder(latents)),
-        },
-    )
+    trained, frozen = {"encoder": network.encoder, "decoder": network.decoder}, {}
+    if settings.encoder_from is not None:
+        frozen = {f"encoder of {settings.encoder_from}": trained.pop("encoder").requires_grad_(False)}
+        latents.requires_grad_(False)
+    costs = {
+        "encoder": count_flops(lambda: network.encoder(pixels)),
+        "decoder": count_flops(lambda: network.decoder(latents)),
+    }
+    return _account(recipe, trained=trained, costs=costs, frozen=frozen)
 
 
 def account_pixel_decoder(recipe: Recipe) -> RunAccount:
