@@ -34,9 +34,8 @@ def write_parts(folder: Path) -> Path:
             torch.nn.init.normal_(parameter, std=0.3)
         encoder.save_pretrained(folder / "encoder")
         images = [image_to_tensor(open_image(path), IMAGE_SIZE) for path in sorted((folder / "data").glob("*.png"))]
-        network = build_autoencoder(
-            AutoencoderTrainingConfig(channels=16, fold=4, latent_channels=4, num_decoder_blocks=(0,))
-        )
+        shape = AutoencoderTrainingConfig(channels=16, fold=4, latent_channels=4, num_decoder_blocks=(0,))
+        network = build_autoencoder(shape)
         initialise_as_components(network, fold_pixels(torch.stack(images), 4))
         network.register_to_config(scaling_factor=3.0)
         network.save_pretrained(folder / "autoencoder")
