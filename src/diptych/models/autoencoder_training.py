@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from diptych.data.images import image_to_tensor, tensor_to_image
 from diptych.data.packing import Pick
 from diptych.data.references import names_part_of_a_file, open_reference
 from diptych.models.method import LossSum
-from diptych.models.training_sources import TrainingSources
+from diptych.models.training_sources import TrainingSources, usable
 from diptych.settings import AutoencoderTrainingConfig
 
 LATENT_SCALE = 0.3
@@ -49,7 +50,11 @@ class PixelBatch:
 
 
 class AutoencoderTraining(nn.Module):
-    """Implements `Method`. Every tenth picture's concept (by the hash of its file's name) is held out."""
+    """Implements `Method`. Every tenth picture's concept (by the hash of its file's name) is held out.
+
+    Pictures that cannot be read are left out here, where all are read: no draw meets them, so that `max_bad_fraction`
+    is judged here. Raises ValueError for more of them, and for too few pictures.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -61,13 +66,14 @@ class AutoencoderTraining(nn.Module):
             )
         self.loss_weights = {"squared": 4.0, "absolute": 0.5, "edges": 0.5, "size": 0.01}
         paths = sorted(set(TrainingSources(recipe, cache_dir=None).some_images(NUM_LOADED)))[:NUM_LOADED]
-        kept = [path for path in paths if not is_held_out(path)]
-        self.images = _load(kept, recipe.image_size)
-        self.held_out = _load([path for path in paths if is_held_out(path)], recipe.image_size)
-        if not len(self.images) or not len(self.held_out):
+        loaded = _load(paths, recipe.image_size, max_bad_fraction=recipe.data.max_bad_fraction)
+        trained = [pixels for path, pixels in loaded if not is_held_out(path)]
+        held_out = [pixels for path, pixels in loaded if is_held_out(path)]
+        if not trained or not held_out:
             raise ValueError(
-                f"{len(paths)} images are too few to train an autoencoder and hold a tenth out; add images"
+                f"{len(loaded)} images are too few to train an autoencoder and hold a tenth out; add images"
             )
+        self.images, self.held_out = torch.stack(trained), torch.stack(held_out)
         torch.manual_seed(recipe.seed)
         self.network = build_autoencoder(self.settings)
         self.base = None if self.settings.encoder_from is None else load_autoencoder(self.settings.encoder_from)
@@ -309,9 +315,18 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _load(paths: list[str], size: int) -> Tensor:
-    """Images as uint8 [N, 3, size, size]."""
-    if not paths:
-        return torch.zeros(0, 3, size, size, dtype=torch.uint8)
-    tensors = [image_to_tensor(open_reference(path), size) for path in paths]
-    return torch.stack([((t + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for t in tensors])
+def _load(paths: list[str], size: int, *, max_bad_fraction: float) -> list[tuple[str, Tensor]]:
+    """Each path with its image as uint8 [3, size, size]; a warning for those that cannot be read. Raises ValueError if
+    these are more than `max_bad_fraction`, or all."""
+    loaded, errors = usable(paths, lambda path: _to_bytes(image_to_tensor(open_reference(path), size)))
+    if errors:
+        summary = f"{len(errors)} of {len(paths)} images cannot be read; the first: {errors[0]}"
+        if len(errors) > max_bad_fraction * len(paths) or not loaded:
+            raise ValueError(f"{summary}; replace them, or raise data.max_bad_fraction (now {max_bad_fraction:g})")
+        warnings.warn(f"{summary}; they are left out", stacklevel=3)
+    return loaded
+
+
+def _to_bytes(image: Tensor) -> Tensor:
+    """-1..1 -> uint8."""
+    return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

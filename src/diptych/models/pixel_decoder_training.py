@@ -24,7 +24,7 @@ from diptych.distributed import compute_device
 from diptych.models.encoded_images import image_features, image_latents
 from diptych.models.method import LossSum
 from diptych.models.pixel_decoder import PixelDecoder, build_pixel_decoder
-from diptych.models.training_sources import TrainingSources
+from diptych.models.training_sources import TrainingSources, some_usable, usable
 from diptych.nn.connector import noised_tokens, reduce_tokens
 
 NUM_SHOWN = 8
@@ -49,7 +49,9 @@ class PixelDecoderTraining(nn.Module):
     """Trains the denoiser of a pixel decoder; encoder and autoencoder stay as they are. Implements `Method`.
 
     A sample is an image of a source; one that a source names several times counts once in it. Of a large source, whose
-    records are not all read before, a sample is an image of a record. Raises ValueError for a source without images.
+    records are not all read before, a sample is an image of a record. Raises ValueError for a source without images,
+    and where none of the images can be read. `shown`: what the grid and the measure are of, images of the first source
+    (of any, where none of its can be read).
     """
 
     def __init__(self, recipe: Recipe, decoder: PixelDecoder, encoder: Any, *, cache_dir: Path | None) -> None:
@@ -67,12 +69,14 @@ class PixelDecoderTraining(nn.Module):
             if not images:
                 raise ValueError(f"{source.path} names no images, and a pixel decoder learns from nothing else")
         everything = sorted({image for images in some for image in images})
-        self._first = some[0]
         self.latents = image_latents(decoder.autoencoder, recipe.image_size, cache_dir=cache_dir)
         self.features = image_features(encoder, recipe.vpit.num_image_tokens, cache_dir=cache_dir)
         self.data.encode_with(self.latents, self.features)
         seen = everything[:: max(1, len(everything) // NUM_STANDARDISED)]
-        decoder.denoiser.standardise(torch.stack([self.features.load(image) for image in seen]).to(decoder.device))
+        known = some_usable(seen, self.features.load)
+        decoder.denoiser.standardise(torch.stack([own for _, own in known]).to(decoder.device))
+        shown, _ = usable(some[0][:: max(1, len(some[0]) // NUM_SHOWN)][:NUM_SHOWN], self.features.load)
+        self.shown = [image for image, _ in shown or known[:NUM_SHOWN]]
         if recipe.train.gradient_checkpointing:
             decoder.denoiser.checkpoint_gradients()
         self.train()
@@ -139,7 +143,7 @@ class PixelDecoderTraining(nn.Module):
     def sample_grid(self, *, seed: int) -> Image.Image | None:
         """Real images above their reconstructions."""
         size = self.recipe.image_size
-        pictures = [tensor_to_image(image_to_tensor(open_reference(path), size)) for path in self._shown()]
+        pictures = [tensor_to_image(image_to_tensor(open_reference(path), size)) for path in self.shown]
         pictures += [tensor_to_image(image) for image in self._reconstruct(seed)]
         shown = len(pictures) // 2
         return draw_image_grid(pictures, ["real"] * shown + ["reconstructed"] * shown, columns=shown)
@@ -160,12 +164,8 @@ class PixelDecoderTraining(nn.Module):
     def flush(self) -> None:
         self.data.flush()
 
-    def _shown(self) -> list[str]:
-        images = self._first
-        return images[:: max(1, len(images) // NUM_SHOWN)][:NUM_SHOWN]
-
     def _shown_features(self) -> Tensor:
-        return torch.stack([self.features.load(path) for path in self._shown()])
+        return torch.stack([self.features.load(path) for path in self.shown])
 
     def _reconstruct(self, seed: int) -> Tensor:
         return self.decoder.decode(self._shown_features(), seed=seed)

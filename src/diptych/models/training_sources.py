@@ -7,9 +7,10 @@ holds them. Neither grows with the set: what is kept in memory of either is boun
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -31,6 +32,9 @@ LENGTHS_KEPT = 1_000_000
 NO_IMAGE = torch.zeros(0)
 """In place of an image in a sequence of which only the length is asked."""
 _BYTES_PER_TOKEN = 48
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class TrainingSources:
@@ -113,6 +117,28 @@ def _prepare_what_can_be(encoder: EncodedImages, images: set[str]) -> None:
         for image in sorted(images):
             with suppress(ValueError):
                 encoder.prepare([image])
+
+
+def usable(items: Iterable[K], make: Callable[[K], V]) -> tuple[list[tuple[K, V]], list[ValueError]]:
+    """(item, what `make` gives of it) of those that it can be made of, in order; and what was raised for the others.
+
+    What looks at some of the samples beside the training leaves out what the training would skip.
+    """
+    made, errors = [], []
+    for item in items:
+        try:
+            made.append((item, make(item)))
+        except ValueError as error:
+            errors.append(error)
+    return made, errors
+
+
+def some_usable(items: Iterable[K], make: Callable[[K], V]) -> list[tuple[K, V]]:
+    """The first of what `usable` gives. Raises the first ValueError if nothing is left."""
+    made, errors = usable(items, make)
+    if errors and not made:
+        raise errors[0]
+    return made
 
 
 def kept_lengths() -> RecentlyUsed:

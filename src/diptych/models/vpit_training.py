@@ -20,7 +20,14 @@ from diptych.models.encoded_images import image_features
 from diptych.models.frozen_layers import FormKey, FrozenLayers
 from diptych.models.interleaved_decoding import decode_interleaved
 from diptych.models.method import LossSum
-from diptych.models.training_sources import NO_IMAGE, TrainingSources, kept_lengths, kept_streams
+from diptych.models.training_sources import (
+    NO_IMAGE,
+    TrainingSources,
+    kept_lengths,
+    kept_streams,
+    some_usable,
+    usable,
+)
 from diptych.models.vpit import Rows, Supervision, VPiT, build_rows, context_length, find_supervision, shown_tokens
 from diptych.models.vpit_building import NUM_EMBEDDINGS, trained_parameters
 from diptych.models.vpit_checkpoint import save_vpit
@@ -129,12 +136,14 @@ class VPiTTraining(nn.Module):
         return generator, dropped and is_drawing(self.data.samples[source][index]), key
 
     def _standardise(self) -> None:
-        """Starts connector and visual head from the statistics of some of the images."""
+        """Starts connector and visual head from the statistics of some of the images that can be read. Raises
+        ValueError if there are images, and none can."""
         paths = self.data.some_images(NUM_STATISTICS)
         if not paths:
             return
         device = self.model.boundary_tokens.input.device
-        features = torch.cat([self.features.load(p) for p in paths[:: 1 + len(paths) // NUM_STATISTICS]]).to(device)
+        seen = some_usable(paths[:: 1 + len(paths) // NUM_STATISTICS], self.features.load)
+        features = torch.cat([own for _, own in seen]).to(device)
         embedding = self.model.language_model.get_input_embeddings()
         embeddings = embedded_rows(embedding, step=1 + len(embedding.weight) // NUM_EMBEDDINGS)
         self.model.connector.standardise(features, embeddings)
@@ -178,14 +187,11 @@ class VPiTTraining(nn.Module):
 
     def measure(self, *, seed: int) -> dict[str, float]:
         """`free_running_cosine`: generated visual tokens against the real ones, of the first image that is a target in
-        some of the training samples, after all that stands before it."""
+        some of the training samples, after all that stands before it. Samples that training skips are left out."""
         del seed
-        drawings = [
-            cut
-            for source in range(len(self.sources))
-            for index in self.data.spread(source, NUM_MEASURED)
-            if (cut := before_first_target(self._stream(source, index, False))) is not None
-        ][:NUM_MEASURED]
+        looked_at = [(source, k) for source in range(len(self.sources)) for k in self.data.spread(source, NUM_MEASURED)]
+        cuts, _ = usable(looked_at, lambda place: before_first_target(self._stream(*place, False)))
+        drawings = [cut for _, cut in cuts if cut is not None][:NUM_MEASURED]
         if not drawings:
             return {}
         answers = decode_interleaved(
@@ -285,10 +291,12 @@ def text_loss(model: VPiT, states: Tensor, labels: Tensor) -> Tensor:
 
 
 def before_first_target(stream: Stream) -> tuple[Stream, Tensor] | None:
-    """What stands before the first target image and its boundary token, and the image [n, F]; None: it has none."""
+    """What stands before the first target image and its boundary token, and the image [n, F]; None: it has none, or
+    stands before all else."""
     for place, span in enumerate(stream.spans):
         if isinstance(span, ImageSpan) and span.is_target:
-            return Stream(stream.spans[: place - 1]), span.image
+            before = Stream(stream.spans[: place - 1])
+            return (before, span.image) if len(before) else None
     return None
 
 

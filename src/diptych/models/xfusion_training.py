@@ -24,7 +24,7 @@ from diptych.models.checkpoint import save_morph
 from diptych.models.encoded_images import EncodedImages, image_features, image_latents
 from diptych.models.generate import Morph
 from diptych.models.method import LossSum
-from diptych.models.training_sources import NO_IMAGE, TrainingSources, kept_lengths, kept_streams
+from diptych.models.training_sources import NO_IMAGE, TrainingSources, kept_lengths, kept_streams, some_usable
 from diptych.models.xfusion import Outputs
 from diptych.nn.alignment import alignment_loss
 from diptych.nn.visibility import RoutingPlan
@@ -94,7 +94,8 @@ class XFusionTraining(nn.Module):
 
     @torch.no_grad()
     def _standardise_text(self) -> None:
-        """Starts the maps of text into the vision tower from the statistics of the prompts that ask for an image."""
+        """Starts the maps of text into the vision tower from the statistics of the prompts that ask for an image, of
+        samples that can be used. Raises ValueError if there are such samples, and none can."""
         picks = [
             (index, source, index)
             for source in range(len(self.sources))
@@ -103,12 +104,21 @@ class XFusionTraining(nn.Module):
         ]
         if not picks:
             return
-        batch = self.build_batch(picks[:: max(1, len(picks) // NUM_PROMPTS_MEASURED)], seed=self.recipe.seed)
+        batch = self._batch_of_usable(picks[:: max(1, len(picks) // NUM_PROMPTS_MEASURED)])
         packed, plan = batch.batch.to(self.morph.device), batch.plan.to(self.morph.device)
         states = self.model.text_states.gather(packed, plan).prefix
         rows = plan.pooled_rows[plan.pooled_rows < states.shape[1]]
         if rows.numel() > 1:
             self.model.vision_tower.standardise_text(states[:, rows])
+
+    def _batch_of_usable(self, picks: Sequence[Pick]) -> XFusionBatch:
+        """All at once, which encodes their images in batches; one by one where a sample is bad."""
+        seed = self.recipe.seed
+        try:
+            return self.build_batch(picks, seed=seed)
+        except ValueError:
+            good = some_usable(picks, lambda pick: self.build_batch([pick], seed=seed))
+            return self.build_batch([pick for pick, _ in good], seed=seed)
 
     def num_samples(self) -> tuple[int, ...]:
         return self.data.num_samples()
