@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from transformers import ViTModel
 
 from diptych.backbones.autoencoder import fold_pixels
 from diptych.backbones.vision import ImageEncoder, load_image_encoder
@@ -19,7 +18,7 @@ from diptych.models.autoencoder_training import build_autoencoder, initialise_as
 from diptych.models.pixel_decoder import PixelDecoder, build_pixel_decoder
 from diptych.models.pixel_decoder_training import PixelDecoderTraining
 from diptych.settings import AutoencoderTrainingConfig
-from tiny_vpit import NUM_TOKENS, build_encoder, write_emblems
+from tiny_vpit import NUM_TOKENS, write_emblems, write_encoder
 
 IMAGE_SIZE = 16
 
@@ -29,10 +28,7 @@ def write_parts(folder: Path) -> Path:
     write_emblems(folder / "data")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = ViTModel(build_encoder().network.get_submodule("network").config)  # pyright: ignore
-        for parameter in encoder.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        encoder.save_pretrained(folder / "encoder")
+        write_encoder(folder / "encoder")
         images = [image_to_tensor(open_image(path), IMAGE_SIZE) for path in sorted((folder / "data").glob("*.png"))]
         shape = AutoencoderTrainingConfig(channels=16, fold=4, latent_channels=4, num_decoder_blocks=(0,))
         network = build_autoencoder(shape)

@@ -41,6 +41,15 @@ def build_encoder(*, seed: int = 0) -> ImageEncoder:
     return build_image_encoder(network, ImagePreprocessing(32, half, half), name="tiny-vit", weight_hash=f"{seed}" * 64)
 
 
+def write_encoder(folder: Path) -> Path:
+    """A random encoder of `build_encoder`'s shape as a folder, which recipes can name."""
+    network = ViTModel(build_encoder().network.get_submodule("network").config)  # pyright: ignore
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    network.save_pretrained(folder)
+    return folder
+
+
 def vpit_recipe(output_dir: Path | str = "nowhere", data: Path | None = None, **settings: Any) -> Recipe:
     base: dict[str, Any] = {
         "method": "vpit",

@@ -45,6 +45,11 @@ def read_language_config(name: str, *, trust_remote_code: bool = False) -> Any:
     return _config(name, "language model", LANGUAGE_SHAPES, trust_remote_code=trust_remote_code)
 
 
+def read_encoder_config(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The Hugging Face config of an image encoder alone. Errors: see `build_language_skeleton`."""
+    return _config(name, "image encoder", ENCODER_SHAPES, trust_remote_code=trust_remote_code)
+
+
 def build_encoder_skeleton(
     name: str, *, layer: int | None = None, image_size: int | None = None, trust_remote_code: bool = False
 ) -> ImageEncoder:
@@ -53,7 +58,7 @@ def build_encoder_skeleton(
         with torch.device("meta"):
             network = EfficientNetLite0()
         return build_efficientnet_encoder(network, weight_hash=NO_WEIGHTS, layer=layer, image_size=image_size)
-    config = _config(name, "image encoder", ENCODER_SHAPES, trust_remote_code=trust_remote_code)
+    config = read_encoder_config(name, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         loaded = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     network = getattr(loaded, "vision_model", loaded)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from diptych.config import Recipe as Settings
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file such as recipes/demo.yaml.")]
 Overrides = Annotated[
@@ -23,19 +26,31 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
     from diptych.stages import expand_stages
 
     stages = expand_stages(load_recipe(recipe, overrides or []))
-    from diptych.distributed import main_first, process_group
+    from diptych.distributed import free_memory, on_main, process_group
+
+    with process_group():
+        if len(stages) > 1:
+            from diptych.commands.checking_stages import check_stages
+
+            on_main(lambda: check_stages(stages), what="looking for what the stages need")
+        for stage in stages:
+            exit_code = _train_one(stage)
+            if exit_code:
+                raise typer.Exit(exit_code)
+            free_memory()  # before the next stage builds its model
+
+
+def _train_one(recipe: Settings) -> int:
+    """Gives the exit code. Nothing holds the model when it returns."""
+    from diptych.distributed import main_first
     from diptych.models.accounts.width_matching import match_widths
     from diptych.models.registry import build_method
     from diptych.train.loop import run_training
 
-    with process_group():
-        for stage in stages:
-            with main_first():  # the first to build fills the caches that the others then read
-                settings = match_widths(stage)
-                method = build_method(settings)
-            result = run_training(settings, method)
-            if result.exit_code:
-                raise typer.Exit(result.exit_code)
+    with main_first():  # the first to build fills the caches that the others then read
+        settings = match_widths(recipe)
+        method = build_method(settings)
+    return run_training(settings, method).exit_code
 
 
 def inspect(

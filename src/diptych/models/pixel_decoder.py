@@ -235,13 +235,7 @@ def load_pixel_decoder(path: str | Path) -> PixelDecoder:
     Raises ValueError, naming the thing and the remedy: nothing there, another kind of model, a morph without a pixel
     decoder, a broken file, tensors that do not fit (all of them), an autoencoder with another hash.
     """
-    folder = find_morph(path)
-    config = read_config(folder / CONFIG)
-    recipe = read_recipe(folder, config)
-    if recipe.method == "vpit":
-        return load_pixel_decoder(_decoder_of_morph(folder, recipe))
-    if recipe.method != "pixel_decoder":
-        raise ValueError(f"{folder} is of method {recipe.method}, not a pixel decoder; {HOW_TO_GET_ONE}")
+    folder, config, recipe = find_pixel_decoder(path)
     try:
         visual_tokens, description = VisualTokens(**config["visual_tokens"]), dict(config["denoiser"])
     except (KeyError, TypeError) as error:
@@ -252,6 +246,19 @@ def load_pixel_decoder(path: str | Path) -> PixelDecoder:
     own = dict(decoder.denoiser.named_parameters())
     load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"])
     return decoder.eval().requires_grad_(False)
+
+
+def find_pixel_decoder(path: str | Path) -> tuple[Path, dict[str, Any], Recipe]:
+    """The folder of a trained pixel decoder, its config and the recipe in it; no weights are read. Errors: see
+    `load_pixel_decoder`."""
+    folder = find_morph(path)
+    config = read_config(folder / CONFIG)
+    recipe = read_recipe(folder, config)
+    if recipe.method == "vpit":
+        return find_pixel_decoder(_decoder_of_morph(folder, recipe))
+    if recipe.method != "pixel_decoder":
+        raise ValueError(f"{folder} is of method {recipe.method}, not a pixel decoder; {HOW_TO_GET_ONE}")
+    return folder, config, recipe
 
 
 HOW_TO_GET_ONE = "train one (diptych train recipes/emoji-pixel-decoder.yaml) and give its morph folder"
