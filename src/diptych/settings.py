@@ -248,8 +248,9 @@ class VPiTConfig(Settings):
     cached_forms: int = Field(
         default=0,
         ge=0,
-        description="above 0: states before first_trained_layer are computed once and kept, for this many forms of "
-        "each sample (what visual_input_dropout and the like made of it); the connector is then not trained",
+        description="above 0: states before first_trained_layer are computed once and kept (4 GB of them at most), for "
+        "this many forms of each sample (what visual_input_dropout and the like made of it); the connector is then not "
+        "trained",
     )
     lora: LoraConfig | None = Field(default=None, description="train adapters in place of the language model's weights")
     init_from: str | None = Field(default=None, description="morph to start from, such as that of stage 1")

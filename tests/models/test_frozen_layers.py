@@ -71,6 +71,26 @@ def test_each_form_is_computed_once_and_training_leaves_what_is_kept_true(data: 
     torch.testing.assert_close(kept, method.model.states(batch.batch, batch.rows, batch.inputs))
 
 
+def test_what_is_kept_has_a_bound_and_the_losses_are_the_same_beyond_it(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states of about two samples, where a batch has three: what went is computed again."""
+    everything = training(data)
+    most = 2 * max(everything.num_tokens(pick, seed=0) for pick in PICKS) * 32 * 4  # width, bytes of a number
+    monkeypatch.setattr("diptych.models.frozen_layers.STATE_BYTES_KEPT", most)
+    little = training(data)
+    assert everything.frozen_layers is not None
+    assert little.frozen_layers is not None
+    seen: set[Any] = set()
+    for step in range(6):
+        picks = [(9 * step + i, s, k) for i, s, k in (*PICKS, PICKS[0])]
+        first, second = (method.build_batch(picks, seed=0) for method in (everything, little))
+        seen |= set(first.keys)
+        torch.testing.assert_close(total(little, second), total(everything, first))
+        assert 0 < little.frozen_layers.num_bytes_kept <= most
+    assert little.frozen_layers.num_computed > everything.frozen_layers.num_computed == len(seen)
+
+
 def test_forms_differ_and_are_the_same_again(data: Path) -> None:
     method = training(data, cached_forms=3)
     seen: dict[Any, Tensor] = {}
@@ -106,6 +126,7 @@ def test_generation_hides_as_many_visual_tokens_as_training() -> None:
     states = morph.model.states(whole, build_rows(whole), generated[None] * shown[:, None])
     predicted = morph.model.visual_head(states[find_supervision(whole, start).visual])
     torch.testing.assert_close(predicted, generated, atol=1e-5, rtol=1e-5)
+    assert isinstance(alone, Tensor)
     assert not torch.equal(generated, alone)
     assert shown_tokens(NUM_TOKENS, 0.0).all()
     assert not shown_tokens(NUM_TOKENS, 1.0).any()

@@ -28,6 +28,11 @@ class RecentlyUsed(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._values)
 
+    @property
+    def total(self) -> int:
+        """What all values weigh together."""
+        return self._total
+
     def __contains__(self, key: K) -> bool:
         return key in self._values
 
