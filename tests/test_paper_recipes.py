@@ -19,7 +19,8 @@ NUM_GPUS = 8
 WIDTH, FEATURE_DIM, VOCABULARY = 4096, 1152, 128256
 CONNECTOR = FEATURE_DIM * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH
 VISUAL_HEAD = WIDTH * WIDTH + WIDTH + WIDTH * FEATURE_DIM + FEATURE_DIM
-BOUNDARY_TOKENS = 2 * 2 * WIDTH
+BOUNDARY_EMBEDDINGS = 2 * WIDTH
+BOUNDARY_TOKENS = 2 * BOUNDARY_EMBEDDINGS
 """Rows of the embedding and of the LM head, which Llama-3.1 8B does not tie."""
 LLAMA_8B = 8_030_261_248
 
@@ -38,10 +39,10 @@ def batch_size(recipe: Recipe) -> int:
     return train.per_device_train_batch_size * train.gradient_accumulation_steps * NUM_GPUS
 
 
-def test_stage_1_trains_the_connector_and_the_new_rows() -> None:
+def test_stage_1_trains_the_connector_and_the_new_embedding_rows() -> None:
     account = account_of("-stage1")
     recipe = account.recipe
-    assert sum(account.trained.values()) == CONNECTOR + BOUNDARY_TOKENS
+    assert sum(account.trained.values()) == CONNECTOR + BOUNDARY_EMBEDDINGS
     assert account.frozen["language model meta-llama/Llama-3.1-8B-Instruct"] == LLAMA_8B
     assert (batch_size(recipe), recipe.train.learning_rate, recipe.data.max_length) == (768, 4.90e-5, 4096)
     assert recipe.vpit.visual_weight == 0
