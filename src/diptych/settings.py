@@ -254,7 +254,11 @@ class VPiTConfig(Settings):
     text_cond_dropout_prob: float = Field(
         default=0.0, ge=0, le=1, description="share of drawings learnt without their text, for visual_guidance_scale"
     )
-    visual_loss: Literal["cosine", "l1", "smooth_l1", "infonce"] = "cosine"
+    visual_loss: Literal["cosine", "l1", "smooth_l1", "infonce"] = Field(
+        default="cosine",
+        description="infonce takes its negatives from the micro-batch alone: gradient_accumulation_steps changes it, "
+        "and equal images in it are negatives of each other",
+    )
     visual_temperature: float = Field(default=0.07, gt=0, description="of infonce")
     visual_input_dropout: float = Field(
         default=0.0,
