@@ -39,7 +39,10 @@ def main() -> None:
     encoder, size = decoder.load_encoder(), decoder.recipe.image_size
     gallery = read_combinations(options.data)
     chosen = choose_combinations(gallery, options.num, seed=0)
-    pixels = torch.stack([image_to_tensor(c.real, encoder.preprocessing.image_size) for c in chosen])
+    own = encoder.preprocessing
+    pixels = torch.stack(
+        [image_to_tensor(c.real, own.image_size, fit=own.fit, interpolation=own.interpolation) for c in chosen]
+    )
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         num_tokens = decoder.visual_tokens.num_image_tokens

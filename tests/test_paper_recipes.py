@@ -19,7 +19,8 @@ NUM_GPUS = 8
 WIDTH, FEATURE_DIM, VOCABULARY = 4096, 1152, 128256
 CONNECTOR = FEATURE_DIM * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH
 VISUAL_HEAD = WIDTH * WIDTH + WIDTH + WIDTH * FEATURE_DIM + FEATURE_DIM
-BOUNDARY_TOKENS = 2 * 2 * WIDTH
+BOUNDARY_EMBEDDINGS = 2 * WIDTH
+BOUNDARY_TOKENS = 2 * BOUNDARY_EMBEDDINGS
 """Rows of the embedding and of the LM head, which Llama-3.1 8B does not tie."""
 LLAMA_8B = 8_030_261_248
 
@@ -33,17 +34,22 @@ def stages(name: str) -> list[Recipe]:
     return expand_stages(load_recipe(PAPER / f"metamorph{name}.yaml"))
 
 
+def adam(recipe: Recipe) -> tuple[float, float, float]:
+    return recipe.train.adam_beta1, recipe.train.adam_beta2, recipe.train.weight_decay
+
+
 def batch_size(recipe: Recipe) -> int:
     train = recipe.train
     return train.per_device_train_batch_size * train.gradient_accumulation_steps * NUM_GPUS
 
 
-def test_stage_1_trains_the_connector_and_the_new_rows() -> None:
+def test_stage_1_trains_the_connector_and_the_new_embedding_rows() -> None:
     account = account_of("-stage1")
     recipe = account.recipe
-    assert sum(account.trained.values()) == CONNECTOR + BOUNDARY_TOKENS
+    assert sum(account.trained.values()) == CONNECTOR + BOUNDARY_EMBEDDINGS
     assert account.frozen["language model meta-llama/Llama-3.1-8B-Instruct"] == LLAMA_8B
     assert (batch_size(recipe), recipe.train.learning_rate, recipe.data.max_length) == (768, 4.90e-5, 4096)
+    assert adam(recipe) == (0.9, 0.999, 0)
     assert recipe.vpit.visual_weight == 0
 
 
@@ -51,7 +57,8 @@ def test_stage_2_trains_everything_but_the_encoder() -> None:
     account = account_of("-stage2")
     recipe = account.recipe
     assert sum(account.trained.values()) == LLAMA_8B + CONNECTOR + VISUAL_HEAD + BOUNDARY_TOKENS
-    assert (batch_size(recipe), recipe.train.learning_rate, recipe.train.weight_decay) == (1536, 6.93e-5, 0)
+    assert (batch_size(recipe), recipe.train.learning_rate) == (1536, 6.93e-5)
+    assert adam(recipe) == (0.9, 0.999, 0)
     assert recipe.vpit.init_from is not None
     assert recipe.vpit.visual_input_dropout == recipe.vpit.visual_input_noise == 0
     weights = [source.weight for source in recipe.data.sources]
@@ -63,6 +70,8 @@ def test_the_decoder_is_stable_diffusion_with_a_new_projector() -> None:
     unet, projector = 859_520_964, FEATURE_DIM * 2048 + 2048 + 2 * 2048 + 2048 * 768 + 768 + 2 * 768
     assert sum(account.trained.values()) == unet + projector
     assert account.frozen["autoencoder"] == 83_653_863
+    assert (batch_size(account.recipe), account.recipe.train.learning_rate) == (2112, 1.1e-5)
+    assert adam(account.recipe) == (0.9, 0.999, 0.01)
 
 
 def test_the_two_ways_to_write_it_are_one() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from tiny_xfusion import build_language
 NUM_TOKENS, FEATURE_DIM = 4, 16
 
 
-def build_encoder(*, seed: int = 0) -> ImageEncoder:
+def build_encoder(*, seed: int = 0, fit: Literal["crop", "squash"] = "crop") -> ImageEncoder:
     """A random ViT: 32 pixels, 16 patches, 16 dimensions."""
     config = ViTConfig(
         hidden_size=FEATURE_DIM,
@@ -37,8 +37,8 @@ def build_encoder(*, seed: int = 0) -> ImageEncoder:
         network = ViTModel(config, add_pooling_layer=False)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    half = (0.5,) * 3
-    return build_image_encoder(network, ImagePreprocessing(32, half, half), name="tiny-vit", weight_hash=f"{seed}" * 64)
+    preprocessing = ImagePreprocessing(32, (0.5,) * 3, (0.5,) * 3, fit=fit)
+    return build_image_encoder(network, preprocessing, name="tiny-vit", weight_hash=f"{seed}" * 64)
 
 
 def write_encoder(folder: Path) -> Path:

@@ -220,7 +220,9 @@ class LoraConfig(Settings):
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
 
-VPiTPart = Literal["connector", "visual_head", "boundary_tokens", "language_model"]
+VPiTPart = Literal["connector", "visual_head", "boundary_tokens", "boundary_embeddings", "language_model"]
+"""boundary_tokens: both tokens' rows of the embedding and of the LM head; boundary_embeddings: the embedding's alone
+(one row is both where the language model ties the two matrices)."""
 
 
 class VPiTConfig(Settings):
@@ -238,7 +240,7 @@ class VPiTConfig(Settings):
     train_parts: tuple[VPiTPart, ...] = Field(
         default=("connector", "visual_head", "boundary_tokens", "language_model"),
         min_length=1,
-        description="exactly these are trained; the paper's stage 1: connector and boundary_tokens",
+        description="exactly these are trained; the paper's stage 1: connector and boundary_embeddings",
     )
     first_trained_layer: int = Field(
         default=0,
@@ -259,7 +261,11 @@ class VPiTConfig(Settings):
     text_cond_dropout_prob: float = Field(
         default=0.0, ge=0, le=1, description="share of drawings learnt without their text, for visual_guidance_scale"
     )
-    visual_loss: Literal["cosine", "l1", "smooth_l1", "infonce"] = "cosine"
+    visual_loss: Literal["cosine", "l1", "smooth_l1", "infonce"] = Field(
+        default="cosine",
+        description="infonce takes its negatives from the micro-batch alone: gradient_accumulation_steps changes it, "
+        "and equal images in it are negatives of each other",
+    )
     visual_temperature: float = Field(default=0.07, gt=0, description="of infonce")
     visual_input_dropout: float = Field(
         default=0.0,
@@ -277,6 +283,11 @@ class VPiTConfig(Settings):
     def _fits(self) -> VPiTConfig:
         if math.isqrt(self.num_image_tokens) ** 2 != self.num_image_tokens:
             raise ValueError(f"vpit.num_image_tokens must be a square such as 16 or 64, got {self.num_image_tokens}")
+        if {"boundary_tokens", "boundary_embeddings"} <= set(self.train_parts):
+            raise ValueError(
+                "vpit.train_parts names boundary_tokens (the two tokens' rows of the embedding and of the LM head) and "
+                "boundary_embeddings (those of the embedding alone); leave one out"
+            )
         if self.lora is not None and "language_model" not in self.train_parts and self.init_from is None:
             raise ValueError(
                 "vpit.lora trains adapters on the language model; add language_model to vpit.train_parts (or name with "
@@ -291,6 +302,11 @@ class VPiTConfig(Settings):
             raise ValueError(
                 "vpit.cached_forms keeps what no trained weight can change: it needs vpit.first_trained_layer above 0, "
                 "and no connector in vpit.train_parts"
+            )
+        if self.cached_forms and "boundary_embeddings" in self.train_parts:
+            raise ValueError(
+                "vpit.cached_forms keeps the embeddings of the boundary tokens as they are; in vpit.train_parts name "
+                "boundary_tokens (then their rows of the LM head are trained) in place of boundary_embeddings"
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from diptych.backbones.assets import asset_path
 from diptych.backbones.vision import ImageEncoder, ImagePreprocessing, build_image_encoder, load_image_encoder
+from diptych.data.images import image_to_tensor
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 VISION = SMALL | {"image_size": 28, "patch_size": 14}
@@ -121,22 +123,92 @@ def test_the_hash_is_of_the_weights_and_the_key_of_all_that_matters(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("settings", "size", "mean", "interpolation"),
+    ("settings", "size", "mean", "interpolation", "fit"),
     [
-        ({}, 28, 0.5, "bicubic"),
-        ({"size": {"shortest_edge": 42}, "resample": 2}, 42, 0.5, "bilinear"),
-        ({"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}, 56, 0.5, "bicubic"),
-        ({"size": {"height": 42, "width": 42}, "crop_size": 56, "do_center_crop": False}, 42, 0.5, "bicubic"),
-        ({"size": 56, "image_mean": [0.2, 0.2, 0.2], "image_std": [1, 1, 1], "resample": 3}, 56, 0.2, "bicubic"),
+        ({}, 28, 0.5, "bicubic", "squash"),
+        ({"size": {"shortest_edge": 42}, "resample": 2}, 42, 0.5, "bilinear", "crop"),
+        ({"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}, 56, 0.5, "bicubic", "crop"),
+        ({"size": {"height": 42, "width": 42}, "crop_size": 56, "do_center_crop": False}, 42, 0.5, "bicubic", "squash"),
+        ({"size": 56, "image_mean": [0.2] * 3, "image_std": [1] * 3, "resample": 3}, 56, 0.2, "bicubic", "squash"),
+        ({"size": 56, "crop_size": 42, "do_center_crop": True}, 42, 0.5, "bicubic", "crop"),
     ],
 )
 def test_preprocessing_is_read_from_the_folder(
-    tmp_path: Path, settings: dict, size: int, mean: float, interpolation: str
+    tmp_path: Path, settings: dict, size: int, mean: float, interpolation: str, fit: str
 ) -> None:
     save_network("vit", tmp_path, **settings)
     preprocessing = load_image_encoder(str(tmp_path)).preprocessing
     assert (preprocessing.image_size, preprocessing.mean[0]) == (size, mean)
-    assert preprocessing.interpolation == interpolation
+    assert (preprocessing.interpolation, preprocessing.fit) == (interpolation, fit)
+
+
+@pytest.mark.parametrize(("kind", "fit"), [("siglip", "squash"), ("clip", "crop"), ("dinov2", "crop")])
+def test_a_folder_without_its_processor_fits_images_as_its_family_does(tmp_path: Path, kind: str, fit: str) -> None:
+    save_network(kind, tmp_path)
+    assert load_image_encoder(str(tmp_path)).preprocessing.fit == fit
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Smooth colours and a little noise: every part of it is told from the others."""
+    random = np.random.RandomState(0)
+    blobs = Image.fromarray(random.randint(0, 255, (6, 6, 3), dtype=np.uint8)).resize((width, height))
+    noise = random.randint(-20, 20, (height, width, 3))
+    return Image.fromarray((np.asarray(blobs).astype(int) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(120, 40), (40, 120), (28, 28)], ids=str)
+@pytest.mark.parametrize("kind", ["siglip", "clip", "vit"])
+def test_an_image_is_prepared_as_transformers_own_processor_does(
+    tmp_path: Path, kind: str, size: tuple[int, int]
+) -> None:
+    """SigLIP's and ViT's whole image is squashed, CLIP's resized by its shorter side and cropped. At the edge of a crop
+    theirs mixes in what lies outside, ours does not."""
+    made: dict[str, Any] = {
+        "siglip": transformers.SiglipImageProcessorPil(size={"height": 28, "width": 28}),
+        "clip": transformers.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+        "vit": transformers.ViTImageProcessorPil(size={"height": 28, "width": 28}),
+    }
+    save_network(kind, tmp_path)
+    made[kind].save_pretrained(tmp_path)
+    own = load_image_encoder(str(tmp_path)).preprocessing
+    image = picture(*size)
+    theirs = made[kind](images=image, return_tensors="pt")["pixel_values"]
+    ours = own(image_to_tensor(image, 28, fit=own.fit, interpolation=own.interpolation)[None])
+    cropped = kind == "clip" and size != (28, 28)
+    inner = slice(3, 25) if cropped else slice(0, 28)
+    level = 1 / 255 / min(own.std)  # a resized crop may round another way than a cropped resize
+    atol = 1.01 * level if cropped else 1e-5
+    torch.testing.assert_close(ours[..., inner, inner], theirs[..., inner, inner], atol=atol, rtol=0)
+    if size != (28, 28):
+        other = own(image_to_tensor(image, 28, fit="crop" if own.fit == "squash" else "squash")[None])
+        assert (other - theirs).abs().mean() > 0.1
+
+
+def test_a_squashing_encoder_squashes_tensors_too() -> None:
+    half = (0.5,) * 3
+    image = torch.full((1, 3, 16, 48), -1.0)
+    image[..., 24:] = 1.0
+    squashed = ImagePreprocessing(8, half, half, fit="squash")(image)
+    assert squashed.shape == (1, 3, 8, 8)
+    assert torch.equal(squashed.sign(), torch.tensor([-1.0] * 4 + [1.0] * 4).expand(1, 3, 8, 8))
+
+
+def test_how_images_are_fitted_is_part_of_the_key_and_crops_keep_theirs() -> None:
+    """A cache of features of cropped images, as there was before, is still one of these."""
+    half = (0.5,) * 3
+    variants = [
+        ImagePreprocessing(28, half, half, interpolation, fit)
+        for interpolation in ("bicubic", "bilinear")
+        for fit in ("crop", "squash")
+    ]
+    config = transformers.ViTConfig(
+        image_size=28, patch_size=14, hidden_size=32, num_hidden_layers=1, num_attention_heads=4
+    )
+    network = transformers.ViTModel(config)
+    keys = [build_image_encoder(network, own, name="vit", weight_hash="0" * 64).cache_key for own in variants]
+    assert len(set(keys)) == 4
+    before = json.dumps(["0" * 64, None, [28, half, half, "bicubic"], "torch.float32"])
+    assert keys[0] == hashlib.sha256(before.encode()).hexdigest()
 
 
 def test_a_wide_image_is_cropped_to_its_centre_and_kept_in_range() -> None:
@@ -247,6 +319,7 @@ def test_folding_the_norms_changes_rounding_only() -> None:
 def test_the_embedded_vit_tells_emoji_apart() -> None:
     encoder = load_image_encoder("vit-s14-focus")
     assert encoder.hash == VIT_HASH
+    assert encoder.preprocessing.fit == "crop"
     assert (encoder.layer, encoder.num_features, encoder.feature_dim) == (11, 256, 384)
     assert_tells_apart(encoder)
     # These weights equal the ONNX file under onnxruntime, decoder included, to 2.8e-6.

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diptych.data.images import image_to_tensor, open_image, resolve_inside, tensor_to_image
+from diptych.data.images import Interpolation, image_to_tensor, open_image, resolve_inside, tensor_to_image
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -312,6 +312,19 @@ def test_a_tensor_is_the_centre_square() -> None:
     assert pixels.dtype == torch.float32
     assert pixels.is_contiguous()
     assert torch.equal(pixels, torch.tensor([-1.0, -1.0, 1.0])[:, None, None].expand(3, 5, 5))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_tensor_can_be_the_whole_image_squashed(interpolation: Interpolation) -> None:
+    wide = Image.new("RGB", (30, 10), "red")
+    wide.paste("blue", (10, 0, 20, 10))
+    pixels = image_to_tensor(wide, 3, fit="squash", interpolation=interpolation)
+    assert pixels.shape == (3, 3, 3)
+    assert (pixels[0] - pixels[2]).sign().tolist() == [[1.0, -1.0, 1.0]] * 3
+    other = image_to_tensor(
+        wide, 3, fit="squash", interpolation="bilinear" if interpolation == "bicubic" else "bicubic"
+    )
+    assert not torch.equal(pixels, other)
 
 
 def test_resizing_antialiases() -> None:

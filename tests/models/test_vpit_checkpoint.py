@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diptych.backbones.language import LanguageModel
 from diptych.data.samples import Message
 from diptych.models import vpit_checkpoint
 from diptych.models.checkpoint import load_morph
 from diptych.models.vpit import shown_tokens
 from diptych.models.vpit_checkpoint import build_vpit_morph, save_vpit
 from diptych.models.vpit_morph import VPiTMorph
+from diptych.models.vpit_training import VPiTTraining
 from diptych.stages import expand_stages
 from diptych.train.loop import run_training
 from tiny_vpit import (
@@ -89,6 +91,31 @@ def test_stages_go_on_from_each_other(tmp_path: Path, monkeypatch: pytest.Monkey
     run_training(second, method)
     last = load_file(Path(second.output_dir) / "morph" / "model.safetensors")
     assert [name for name in last if name.startswith("language_model.")]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_stage_of_the_embedding_s_rows_alone_saves_both(tmp_path: Path, tied: bool) -> None:
+    """The LM head's rows of the boundary tokens, where it has its own, come through such a stage as they were."""
+    recipe = vpit_recipe(
+        tmp_path / "run",
+        write_emblems(tmp_path / "data"),
+        vpit={"train_parts": ["connector", "boundary_embeddings"], "visual_weight": 0.0},
+    )
+
+    def language() -> LanguageModel:
+        return build_language("llama", tie_word_embeddings=tied)
+
+    morph = build_vpit_morph(recipe, language=language(), encoder=build_encoder(), cached=False)
+    before = {name: tensor.clone() for name, tensor in morph.model.boundary_tokens.named_parameters()}
+    run_training(recipe, VPiTTraining(recipe, morph))
+    stored = load_file(tmp_path / "run" / "morph" / "model.safetensors")
+    rows = {name.split(".")[1]: tensor for name, tensor in stored.items() if name.startswith("boundary_tokens.")}
+    assert set(rows) == ({"input"} if tied else {"input", "output"})
+    assert not torch.equal(rows["input"], before["input"])
+    assert tied or torch.equal(rows["output"], before["output"])
+    loaded = load_morph(tmp_path / "run" / "morph", language_model=language())
+    for name, tensor in loaded.model.boundary_tokens.named_parameters():
+        assert torch.equal(tensor, rows[name])
 
 
 def test_a_stage_without_the_language_model_keeps_what_an_earlier_one_made_of_it(tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from diptych.data.images import image_to_tensor, open_image
 from diptych.data_settings import DataConfig
 from diptych.models.encoded_images import image_features
 from diptych.models.method import LossSum, Method
+from diptych.models.vpit_checkpoint import build_vpit_morph
 from diptych.models.vpit_training import VPiTTraining, before_first_target, is_drawing
 from diptych.sequence import TextSpan
 from diptych.train.loop import run_training
-from tiny_vpit import NUM_TOKENS, build_training, build_vpit, vpit_recipe, write_emblems
+from tiny_vpit import NUM_TOKENS, build_encoder, build_training, build_vpit, vpit_recipe, write_emblems
+from tiny_xfusion import build_language
 
 READ, DRAW = 1, 0
 
@@ -64,6 +66,28 @@ def test_a_stage_trains_exactly_its_parameters(data: Path, parts: tuple[str, ...
     with_gradient = {name for name, parameter in everything.items() if parameter.grad is not None}
     assert with_gradient == set(trained)
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in trained.values())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_boundary_tokens_embeddings_can_learn_without_the_lm_head(data: Path, tied: bool) -> None:
+    """MetaMorph's stage 1: of an LM head of its own no row learns. Where one matrix is both, its rows do."""
+    recipe = vpit_recipe("nowhere", data, vpit={"train_parts": ["connector", "boundary_embeddings"]})
+    language = build_language("llama", tie_word_embeddings=tied)
+    method = VPiTTraining(recipe, build_vpit_morph(recipe, language=language, encoder=build_encoder(), cached=False))
+    assert (method.model.boundary_tokens.output is None) == tied
+    trained = method.trainable_parameters()
+    assert {name for name in trained if not name.startswith("connector.")} == {"boundary_tokens.input"}
+    total(method(method.build_batch([(0, DRAW, 0), (1, READ, 1)], seed=0))).backward()
+    assert {name for name, p in method.model.named_parameters() if p.grad is not None} == set(trained)
+    assert all(bool(p.grad.any()) for name, p in trained.items() if p.grad is not None and "boundary" in name)
+
+
+def test_parts_that_contradict_each_other_are_refused(data: Path) -> None:
+    with pytest.raises(ValueError, match=r"those of the embedding alone\); leave one out"):
+        vpit_recipe("nowhere", data, vpit={"train_parts": ["boundary_tokens", "boundary_embeddings"]})
+    late = {"first_trained_layer": 1, "cached_forms": 1, "train_parts": ["boundary_embeddings", "language_model"]}
+    with pytest.raises(ValueError, match=r"name boundary_tokens .* in place of boundary_embeddings"):
+        vpit_recipe("nowhere", data, vpit=late)
 
 
 def test_early_layers_and_the_embedding_stay_as_they_are(data: Path) -> None:

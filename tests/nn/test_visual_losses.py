@@ -71,3 +71,12 @@ def test_no_tokens_lose_nothing_and_give_finite_gradients(kind: str) -> None:
 def test_an_unknown_loss_is_refused_with_those_that_exist() -> None:
     with pytest.raises(ValueError, match=r"unknown visual loss 'mse'; choose one of: cosine, l1, smooth_l1, infonce"):
         visual_loss(unit(1, seed=0), unit(1, seed=1), kind="mse")
+
+
+def test_infonce_knows_the_tokens_given_at_once_and_no_others() -> None:
+    """Halves are easier than the whole; and a token that stands twice cannot be told from itself."""
+    predicted, target = unit(6, seed=0), unit(6, seed=1)
+    whole = visual_loss(predicted, target, kind="infonce")
+    assert sum(visual_loss(predicted[half], target[half], kind="infonce") for half in (slice(3), slice(3, 6))) < whole
+    twice = target[[0, 0]]
+    assert visual_loss(twice, twice, kind="infonce").item() == pytest.approx(2 * math.log(2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,21 +24,28 @@ FOCUS_VIT_LAYER = 11
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
-    """What an encoder wants: square pixels of one size, (pixel - mean) / std with pixels in 0..1."""
+    """What an encoder wants: square pixels of one size, (pixel - mean) / std with pixels in 0..1.
+
+    `fit`: how an image that is no square becomes one; crop: its centre square, squash: all of it, as SigLIP was
+    trained. Files are brought to `image_size` by `data.images.image_to_tensor`, which takes fit and interpolation.
+    """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    fit: Literal["crop", "squash"] = "crop"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in -1..1 -> [B, 3, S, S], normalised: centre square, antialiased resize."""
-        height, width = images.shape[-2:]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        pixels = (images[..., top : top + side, left : left + side].float() + 1) / 2
-        if side != self.image_size:
-            size = (self.image_size, self.image_size)
+        """[B, 3, H, W] in -1..1 -> [B, 3, S, S], normalised: fitted, antialiased resize."""
+        if self.fit == "crop":
+            height, width = images.shape[-2:]
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            images = images[..., top : top + side, left : left + side]
+        pixels = (images.float() + 1) / 2
+        size = (self.image_size, self.image_size)
+        if pixels.shape[-2:] != size:
             pixels = nn.functional.interpolate(pixels, size, mode=self.interpolation, antialias=True)
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (pixels.clamp(0, 1) - mean) / std
@@ -123,8 +130,11 @@ class ImageEncoder(nn.Module):
         self.num_features = num_features
         self.dtype = dtype
         self.batch_size = batch_size
-        described = json.dumps([weight_hash, layer, astuple(preprocessing), str(dtype)])
-        self.cache_key = hashlib.sha256(described.encode()).hexdigest()
+        *normalising, fit = astuple(preprocessing)
+        described = [weight_hash, layer, normalising, str(dtype)]
+        if (preprocessing.interpolation, fit) != ("bicubic", "crop"):  # these are in caches without a word for it
+            described.append(fit)
+        self.cache_key = hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     def features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in -1..1 -> float32 features [B, n, D] on the encoder's device. No gradients."""
@@ -197,9 +207,12 @@ def load_image_encoder(
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     loaded = load_pretrained(AutoModel, folder, name=name, what=what, **options)
     network = getattr(loaded, "vision_model", loaded)
+    preprocessing = read_preprocessing(folder, network.config, image_size)
+    if name == "vit-s14-focus":  # its converted folder names a height and a width
+        preprocessing = replace(preprocessing, fit="crop")
     return build_image_encoder(
         network,
-        read_preprocessing(folder, network.config, image_size),
+        preprocessing,
         name=name,
         weight_hash=hash_folder(folder),
         layer=layer,
@@ -283,10 +296,14 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """Mean and std by model type, for folders that were saved without their image processor."""
 FAMILY_NORMALISATION: tuple[tuple[str, Any], ...] = (("clip", CLIP), ("siglip", HALF), ("vit", HALF))
+SQUASHED_FAMILIES = ("siglip", "vit")
 
 
 def read_preprocessing(folder: Path, config: Any, image_size: int | None) -> ImagePreprocessing:
-    """From preprocessor_config.json (or processor_config.json), else the model type's own and config.image_size."""
+    """From preprocessor_config.json (or processor_config.json), else the model type's own and config.image_size.
+
+    A size of a height and a width is what an image is squashed to; one of its shorter side is followed by a crop.
+    """
     settings: dict[str, Any] = {}
     for file, find in (
         ("processor_config.json", lambda content: content.get("image_processor", {})),
@@ -303,4 +320,16 @@ def read_preprocessing(folder: Path, config: Any, image_size: int | None) -> Ima
         declared = {"height": declared}
     size = image_size or declared.get("height") or declared.get("shortest_edge") or config.image_size
     # PIL's code 2 is bilinear; whatever else models use is bicubic or close to it.
-    return ImagePreprocessing(size, mean, std, "bilinear" if settings.get("resample") == 2 else "bicubic")
+    interpolation = "bilinear" if settings.get("resample") == 2 else "bicubic"
+    return ImagePreprocessing(size, mean, std, interpolation, _read_fit(settings, config.model_type))
+
+
+def _read_fit(settings: dict[str, Any], model_type: str) -> Literal["crop", "squash"]:
+    size = settings.get("size")
+    if isinstance(size, dict):
+        squashed = {"height", "width"} <= size.keys()
+    elif size is not None or "do_center_crop" in settings:  # a bare number is the shorter side where a crop follows
+        squashed = not settings.get("do_center_crop")
+    else:
+        squashed = model_type.startswith(SQUASHED_FAMILIES)
+    return "squash" if squashed else "crop"

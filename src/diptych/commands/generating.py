@@ -26,7 +26,9 @@ def generate(
     image: Annotated[
         list[Path] | None, typer.Option(help="An image of the prompt; may be given several times.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for image-0.png ... and text.txt.")] = Path("generated"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for image-0.png ... and text.txt, which names them in their places.")
+    ] = Path("generated"),
     num_images: Annotated[int, typer.Option(min=1, help="How many images to draw.")] = 1,
     guidance_scale: Annotated[
         float | None, typer.Option(help="1: no guidance; left out: as the morph was trained to be sampled.")
@@ -39,7 +41,11 @@ def generate(
     ] = 1.0,
     num_inference_steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="euler or heun; left out: as the morph was trained to be sampled.")
+        str | None,
+        typer.Option(
+            help="euler or heun; of a Stable Diffusion pixel decoder pndm, ddim, dpm or euler. Left out: as the morph "
+            "was trained to be sampled, Stable Diffusion as its base is."
+        ),
     ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to guide away from.")] = "",
     seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
@@ -66,7 +72,8 @@ def generate(
         str | None, typer.Option(help="Of a VPiT morph: draw with this pixel decoder in place of its own.")
     ] = None,
 ) -> None:
-    """Draw images from a prompt; with --image, answer in text. Writes into --out, and prints the text.
+    """Draw images from a prompt; with --image, answer in text. Writes into --out, and prints texts and images' paths in
+    the order of the answer.
 
     With --image and --generation-mode image a morph that was trained to edit draws a changed image.
     """
@@ -99,15 +106,19 @@ def generate(
         temperature=temperature,
         top_p=top_p,
     )
-    texts = [part for part in parts if isinstance(part, str)]
-    pictures = [part for part in parts if not isinstance(part, str)]
-    for number, picture in enumerate(pictures):
-        path = out / f"image-{number}.png"
-        picture.save(path)
-        print(path)
-    if texts:
-        text = "\n".join(texts)
-        (out / "text.txt").write_text(text + "\n", encoding="utf-8")
-        print(text)
+    lines: list[str] = []
+    num_drawn = 0
+    for part in parts:
+        if isinstance(part, str):
+            lines.append(part)
+            print(part)
+            continue
+        name = f"image-{num_drawn}.png"
+        num_drawn += 1
+        part.save(out / name)
+        lines.append(name)
+        print(out / name)
+    if len(lines) > num_drawn:
+        (out / "text.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if not parts:
         print("note: the answer is empty", file=sys.stderr)

@@ -9,7 +9,7 @@ import stat
 import struct
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ from torch import Tensor
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """The decoders that may run; every other decoder of Pillow stays out of reach of a file."""
 MAX_PIXELS = 50_000_000
+
+Fit = Literal["crop", "squash"]
+"""How an image becomes a square: crop takes its centre, as everything that is drawn does; squash all of it, of whatever
+shape, as some image encoders read it (`ImagePreprocessing`)."""
+Interpolation = Literal["bicubic", "bilinear"]
 
 DECODING_ERRORS = (
     OSError,
@@ -141,16 +146,22 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return grey
 
 
-def image_to_tensor(image: Image.Image, size: int) -> Tensor:
-    """Centre square of an image, resized with antialiasing: [3, size, size] float32 in -1..1."""
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = image.convert("RGB").crop(
-        (left, top, left + side, top + side)
-    )  # resize(box=) would mix in what is outside
-    square = square.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(square, dtype=np.float32))
+def image_to_tensor(
+    image: Image.Image,
+    size: int,
+    *,
+    fit: Fit = "crop",
+    interpolation: Interpolation = "bicubic",
+) -> Tensor:
+    """An image as a square, resized with antialiasing: [3, size, size] float32 in -1..1."""
+    image = image.convert("RGB")
+    if fit == "crop":
+        width, height = image.size
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))  # resize(box=) would mix in what is outside
+    image = image.resize((size, size), Image.Resampling[interpolation.upper()])
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
     return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from diptych.data.images import decode_image, image_to_tensor, open_image, to_rgb
+from diptych.data.images import Fit, Interpolation, decode_image, image_to_tensor, open_image, to_rgb
 from diptych.data.samples import Message
 
 Part = str | Image.Image
@@ -23,8 +23,14 @@ them ({"type": "text"}, {"type": "image_url"} with a path or a data: URL)."""
 GENERATION_MODES = ("auto", "text", "image")
 
 
-def parse_conversation(conversation: Conversation, *, image_size: int) -> tuple[tuple[Message, ...], list[Tensor]]:
-    """Messages whose parts are texts and indices of images, and the images [3, S, S] in -1..1.
+def parse_conversation(
+    conversation: Conversation,
+    *,
+    image_size: int,
+    fit: Fit = "crop",
+    interpolation: Interpolation = "bicubic",
+) -> tuple[tuple[Message, ...], list[Tensor]]:
+    """Messages whose parts are texts and indices of images, and the images [3, S, S] in -1..1 (`image_to_tensor`).
 
     Raises ValueError for a conversation without a user turn, and for content that is neither text nor an image.
     """
@@ -39,7 +45,7 @@ def parse_conversation(conversation: Conversation, *, image_size: int) -> tuple[
             read = part if isinstance(content, str) else _read_part(part)
             if isinstance(read, Image.Image):
                 parts.append(len(pixels))
-                pixels.append(image_to_tensor(read, image_size))
+                pixels.append(image_to_tensor(read, image_size, fit=fit, interpolation=interpolation))
             else:
                 parts.append(read)
         messages.append(Message(str(message["role"]), tuple(parts)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diptych.data.images import image_to_tensor
+from diptych.data.images import Fit, Interpolation, image_to_tensor
 from diptych.data.recently_used import RecentlyUsed
 from diptych.data.references import content_hash, open_reference
 from diptych.data.tensor_cache import TensorCache
@@ -29,7 +30,8 @@ SAVED_AT_ONCE = 1024
 class EncodedImages:
     """`load(reference)` gives what `encode` makes of an image (`references.py`) resized to `image_size` pixels.
 
-    `encode`: images [B, 3, S, S] in -1..1 -> one tensor per image. `key`: names all that the result depends on.
+    `encode`: images [B, 3, S, S] in -1..1 -> one tensor per image. `key`: names all that the result depends on. fit and
+    interpolation: see `image_to_tensor`.
     """
 
     def __init__(
@@ -40,9 +42,12 @@ class EncodedImages:
         image_size: int,
         cache_dir: Path | None,
         batch_size: int | None = None,
+        fit: Fit = "crop",
+        interpolation: Interpolation = "bicubic",
     ) -> None:
         self.encode = encode
         self.image_size = image_size
+        self._read = partial(image_to_tensor, size=image_size, fit=fit, interpolation=interpolation)
         self.batch_size = batch_size or max(1, min(64, PIXELS_AT_ONCE // image_size**2))
         self.cache = TensorCache(cache_dir, key=key, memory_bytes=BYTES_KEPT) if cache_dir is not None else None
         self._num_unsaved = 0
@@ -63,7 +68,7 @@ class EncodedImages:
                 self._encoded.put(path, kept["latent"])
         for start in range(0, len(missing), self.batch_size):
             chunk = missing[start : start + self.batch_size]
-            images = torch.stack([image_to_tensor(open_reference(path), self.image_size) for path, _ in chunk])
+            images = torch.stack([self._read(open_reference(path)) for path, _ in chunk])
             for (path, name), encoded in zip(chunk, self._encode(images, [path for path, _ in chunk]), strict=True):
                 own = self._encoded.put(path, encoded.clone())
                 if self.cache is not None:
@@ -102,11 +107,18 @@ def image_latents(autoencoder: Any, image_size: int, *, cache_dir: Path | None) 
     return EncodedImages(autoencoder.encode, key=key, image_size=image_size, cache_dir=cache_dir)
 
 
-def image_features(encoder: Any, num_tokens: int, *, cache_dir: Path | None) -> EncodedImages:
-    """Visual tokens [n, F] of an image encoder: `num_tokens` of its features' grid, each of length 1."""
+def image_features(encoder: Any, num_tokens: int, *, cache_dir: Path | None, fit: Fit | None = None) -> EncodedImages:
+    """Visual tokens [n, F] of an image encoder: `num_tokens` of its features' grid, each of length 1.
+
+    `fit`: in place of the encoder's own, for features that must lie where those of something else do.
+    """
+    own = encoder.preprocessing
+    other = "" if fit in (None, own.fit) else f"-{fit}"
     return EncodedImages(
         lambda images: reduce_tokens(encoder.features(images), num_tokens),
-        key=f"features-{encoder.cache_key[:16]}-{num_tokens}",
-        image_size=encoder.preprocessing.image_size,
+        key=f"features-{encoder.cache_key[:16]}-{num_tokens}{other}",
+        image_size=own.image_size,
         cache_dir=cache_dir,
+        fit=fit or own.fit,
+        interpolation=own.interpolation,
     )

@@ -225,7 +225,10 @@ class Morph:
         latents = list(self.autoencoder.encode(torch.stack(pixels)).cpu()) if pixels else []
         if not pixels or self.encoder is None:
             return Request(messages, latents, [])
-        _, seen = parse_conversation(conversation, image_size=self.encoder.preprocessing.image_size)
+        own = self.encoder.preprocessing
+        _, seen = parse_conversation(
+            conversation, image_size=own.image_size, fit=own.fit, interpolation=own.interpolation
+        )
         features = reduce_tokens(self.encoder.features(torch.stack(seen)), self.model.vision_tower.embedder.num_patches)
         return Request(messages, latents, list(features.cpu()))
 

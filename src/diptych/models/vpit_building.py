@@ -12,6 +12,8 @@ from diptych.models.vpit import VPiT, change_logits, logit_settings
 from diptych.nn.boundary_tokens import add_boundary_tokens, embedded_rows
 from diptych.settings import LoraConfig
 
+EMBEDDING_ROWS = "boundary_tokens.input"
+"""The parameter that `boundary_embeddings` among vpit.train_parts names."""
 NUM_EMBEDDINGS = 8192
 """Rows of the embedding that a start is taken from, at most."""
 
@@ -129,7 +131,7 @@ def trained_parameters(model: VPiT, recipe: Recipe) -> dict[str, nn.Parameter]:
     chosen: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         part = name.split(".", 1)[0]
-        wanted = part in config.train_parts
+        wanted = part in config.train_parts or (name == EMBEDDING_ROWS and "boundary_embeddings" in config.train_parts)
         if part == "language_model" and config.lora is not None:
             wanted = wanted and ".lora_" in name
         wanted = wanted and id(parameter) not in kept

@@ -152,7 +152,11 @@ class VPiTMorph:
             is_trained=is_trained,
             needs="vpit.text_cond_dropout_prob",
         )
-        parsed = [parse_conversation(c, image_size=self.encoder.preprocessing.image_size) for c in conversations]
+        own = self.encoder.preprocessing
+        parsed = [
+            parse_conversation(c, image_size=own.image_size, fit=own.fit, interpolation=own.interpolation)
+            for c in conversations
+        ]
         answers: list[list[str | Tensor]] = []
         for start in range(0, len(parsed), max_batch_size):
             chunk = [

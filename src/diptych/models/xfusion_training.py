@@ -269,13 +269,13 @@ class XFusionTraining(nn.Module):
 
 
 def _aligned_features(alignment: AlignmentConfig, morph: Morph, encoder: Any) -> EncodedImages:
-    """The encoder's features, on the grid of the tower's patches."""
+    """The encoder's features, on the grid of the tower's patches: of the square that the latents are of."""
     encoder = encoder or load_image_encoder(
         alignment.image_encoder, layer=alignment.encoder_layer, image_size=alignment.encoder_image_size
     )
     encoder.to(morph.device)
     num_patches = morph.model.vision_tower.embedder.num_patches
-    return image_features(encoder, num_patches, cache_dir=morph.cache_dir)
+    return image_features(encoder, num_patches, cache_dir=morph.cache_dir, fit="crop")
 
 
 def _noise_context(

@@ -13,7 +13,10 @@ def visual_loss(predicted: Tensor, target: Tensor, *, kind: str, temperature: fl
     """The sum over tokens of the loss between predicted and target tokens, both [N, F] and of length 1.
 
     cosine: 1 - cos (MetaMorph; its -cos has the same gradient). l1, smooth_l1: the mean over the F dimensions.
-    infonce: the right target against those of all other tokens given here (temperature 0.07 in the paper's ablation).
+    infonce: the right target against those of all other tokens given here (temperature 0.07 in the paper's ablation):
+    those of one micro-batch on one process. So accumulation is not neutral to it as to the others, four micro-batches
+    being four easier choices; and a token that stands twice among the targets, as those of an image drawn twice do, is
+    a negative of itself.
     """
     target = target.detach().to(predicted.dtype)
     if not len(predicted):

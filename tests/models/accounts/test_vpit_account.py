@@ -20,6 +20,7 @@ from tiny_vpit import build_encoder, vpit_recipe, write_emblems
 PARTS: dict[str, dict[str, Any]] = {
     "all": {},
     "stage 1": {"train_parts": ["connector", "boundary_tokens"]},
+    "stage 1, the paper's": {"train_parts": ["connector", "boundary_embeddings"]},
     "head alone": {"train_parts": ["visual_head"]},
     "late layers": {"first_trained_layer": 1},
     "late layers, kept states": {
