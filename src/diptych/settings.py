@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Settings(BaseModel):
@@ -209,6 +209,12 @@ class AutoencoderTrainingConfig(Settings):
     latent_noise: float = Field(
         default=0.3, ge=0, description="largest standard deviation of the noise that the decoder forgives"
     )
+
+    @field_validator("num_decoder_blocks", mode="before")
+    @classmethod
+    def _of_one_stage(cls, value: object) -> object:
+        """A plain number is of one stage."""
+        return (value,) if isinstance(value, int) else value
 
 
 class LoraConfig(Settings):

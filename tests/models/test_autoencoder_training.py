@@ -59,7 +59,7 @@ def _recipe(folder: Path, **settings: Any) -> Recipe:
         "method": "autoencoder",
         "output_dir": "nowhere",
         "image_size": 16,
-        "autoencoder_training": {"fold": 4, "channels": 16, "latent_channels": 4, "num_decoder_blocks": [1]},
+        "autoencoder_training": {"fold": 4, "channels": 16, "latent_channels": 4, "num_decoder_blocks": 1},
         "data": {"sources": [{"path": str(folder / "draw.jsonl")}]},
     }
     return build_recipe(small | settings)
