@@ -108,25 +108,6 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         position += len(chunk)
 
 
-def index_table(file: BinaryIO) -> np.ndarray:
-    """The starts of the rows of a CSV or TSV file, then its length: a line end between quotes is part of a cell."""
-    found: list[np.ndarray] = [np.zeros(1, np.int64)]
-    quoted = 0
-    for position, chunk in _chunks(file):
-        data = np.frombuffer(chunk, np.uint8)
-        ends = np.flatnonzero(data == 10)
-        quotes = np.flatnonzero(data == 34)
-        outside = (np.searchsorted(quotes, ends) + quoted) % 2 == 0
-        found.append(ends[outside] + position + 1)
-        quoted += len(quotes)
-    length = file.seek(0, os.SEEK_END)
-    starts = np.concatenate(found)
-    starts = starts[starts < length]
-    bounds = np.concatenate((starts, [length]))
-    blank = [int(s) for s, e in zip(starts, bounds[1:], strict=True) if e - s <= 2 and not _line(file, s, e).strip()]
-    return np.concatenate((starts[~np.isin(starts, blank)], [length])).astype(np.int64)
-
-
 def index_array(file: BinaryIO) -> np.ndarray:
     """[2, N] starts and ends of the elements of the JSON array that a file holds, without reading any of them.
 
