@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from diptych.data.samples import MAX_RECORD_BYTES
+from diptych.data.samples import MAX_RECORD_BYTES, RecordError
 
 CHUNK_BYTES = 8_000_000
 SMALLEST_KEPT_BYTES = 4_000_000
@@ -52,9 +52,15 @@ def load_index(path: Path, kind: str, build: Callable[[BinaryIO], np.ndarray], i
 
 
 def read_range(path: str | Path, start: int, size: int) -> bytes:
-    """At most `size` bytes of a file. It is opened for it: no position is shared between threads or after a fork."""
-    with open(path, "rb", buffering=0) as file:
-        return read_at(file.fileno(), start, size)
+    """At most `size` bytes of a file. It is opened for it: no position is shared between threads or after a fork.
+
+    Raises RecordError for a file that has gone, or cannot be read, since it was opened as a source.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return read_at(file.fileno(), start, size)
+    except OSError as error:
+        raise RecordError("missing file", f"{path} cannot be read any more: {error.strerror}") from None
 
 
 def read_at(descriptor: int, start: int, size: int) -> bytes:

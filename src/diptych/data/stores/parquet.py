@@ -55,7 +55,11 @@ class ParquetTable:
 
     def read(self, number: int) -> Any:
         path, row = self._place(number)
-        return _open_parquet(path).record(row)
+        try:
+            file = _open_parquet(path)
+        except ValueError as error:
+            raise RecordError("missing file", f"{path} cannot be read any more: {error}") from None
+        return file.record(row)
 
     def where(self, number: int) -> str:
         path, row = self._place(number)
