@@ -17,9 +17,10 @@ from PIL import Image
 from diptych.data import references
 from diptych.data.references import content_hash, open_reference, read_reference
 from diptych.data.samples import RecordError
+from diptych.data.sources import Source
 from diptych.data.stores.store_opening import open_store
 from diptych.data.stores.webdataset import TarShards, expand_shards
-from diptych.data_settings import SourceConfig
+from diptych.data_settings import DataConfig, SourceConfig
 
 
 def encoded(colour: str, kind: str = "PNG") -> bytes:
@@ -65,6 +66,23 @@ def test_members_of_one_key_are_one_record(tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(red)
     assert content_hash(first["image"]) == content_hash(str(tmp_path / "red.png"))
     assert sorted(os.listdir(tmp_path)) == ["a.tar", "red.png"]
+
+
+def test_images_named_by_words_are_fields_and_a_triple_is_read(tmp_path: Path) -> None:
+    red, blue = encoded("red"), encoded("blue", "JPEG")
+    members = [("0.output.png", red), ("0.input.jpg", blue), ("0.json", b'{"instruction": "Make it red."}')]
+    path = write_tar(tmp_path / "a.tar", *members)
+    config = SourceConfig(path=str(path), columns={"input_images": "input", "output_image": "output"})
+    (sample,) = Source(config, DataConfig(sources=(config,)))
+    assert [read_reference(image) for image in sample.images] == [blue, red]
+    assert [message.parts for message in sample.messages] == [(0, "\nMake it red."), (1,)]
+
+
+def test_images_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    names = ["0.b.png", "0.a.webp", "0.10.png", "0.png", "0.9.webp", "0.0.png"]
+    path = write_tar(tmp_path / "a.tar", *((name, name.encode()) for name in names))
+    read = [read_reference(image) for image in TarShards([path]).read(0)["image"]]
+    assert read == [b"0.png", b"0.a.webp", b"0.b.png", b"0.0.png", b"0.9.webp", b"0.10.png"]
 
 
 def test_several_tars_are_one_store_by_a_glob_or_a_range(tmp_path: Path) -> None:

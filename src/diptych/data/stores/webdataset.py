@@ -1,7 +1,9 @@
 """WebDataset: uncompressed tars whose members are grouped into records by their names, read in place by offset.
 
 `000123.jpg`, `000123.txt`, `000123.json` are one record, of key `000123`: the name up to its first dot. A record holds
-the fields of its `.json`, its `.txt` as `caption`, its images as `image` (one, or a list in the order of their names).
+the fields of its `.json`, its `.txt` as `caption`, its images as `image` (one, or a list in the order of their numbers,
+those without one first, by name). Where words stand before an ending, they are a field as well: `000123.input.png` and
+`000123.output.png` are `input` and `output`, of which `columns:` makes a triple.
 Nothing is ever unpacked to disk. Members that are no plain files are skipped and counted.
 """
 
@@ -35,8 +37,9 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
-# What is kept of a member: its record, its offset, its size, and where its suffix lies in the table of suffixes.
-_COLUMNS = 4
+# What is kept of a member: its record, its offset, its size, the number of its suffix, and the words in that.
+_COLUMNS = 6
+_WORD_BYTES = 16
 _DAMAGED = -1
 """In place of a suffix: where a tar is whole no longer. The last row of its index."""
 
@@ -81,7 +84,12 @@ class TarShards:
         first, last = np.searchsorted(index[:, 0], [record, record + 1])
         if index[first, 3] == _DAMAGED:
             raise RecordError("shard", f"{path} is cut or damaged from here on")
-        return _merge([_read_member(path, *(int(value) for value in row[1:])) for row in index[first:last]])
+        return _merge(
+            [
+                (*_read_member(path, int(row[1]), int(row[2]), int(row[3])), row[4:].tobytes().rstrip(b"\0").decode())
+                for row in index[first:last]
+            ]
+        )
 
     def where(self, number: int) -> str:
         shard, record = self._place(number)
@@ -126,9 +134,9 @@ def _load_tar_index(path: str, index_dir: Path | None) -> tuple[np.ndarray, str]
     """The index of a tar; of one in which nothing is whole, that of a damaged one, and why."""
     refuse_compressed(Path(path))
     try:
-        return load_index(Path(path), "tar 2", _index_tar, index_dir).reshape(-1, _COLUMNS), ""
+        return load_index(Path(path), "tar 3", _index_tar, index_dir).reshape(-1, _COLUMNS), ""
     except (tarfile.TarError, ValueError, EOFError) as error:
-        return np.array([[0, 0, 0, _DAMAGED]], np.int64), str(error)
+        return np.array([[0, 0, 0, _DAMAGED, 0, 0]], np.int64), str(error)
 
 
 class _HeaderReader:
@@ -146,7 +154,7 @@ class _HeaderReader:
 
 def _index_tar(file: BinaryIO) -> np.ndarray:
     """int64, row by row: record, offset, size, suffix number; see `_COLUMNS`."""
-    rows: list[tuple[int, int, int, int]] = []
+    rows: list[tuple[int, ...]] = []
     skipped: Counter[str] = Counter()
     key, record, seen = None, -1, set()
     length = os.fstat(file.fileno()).st_size
@@ -169,14 +177,14 @@ def _index_tar(file: BinaryIO) -> np.ndarray:
                 if own != key or suffix in seen:
                     key, record, seen = own, record + 1, set()
                 seen.add(suffix)
-                rows.append((record, member.offset_data, member.size, number))
+                rows.append((record, member.offset_data, member.size, number, *_pack_words(suffix)))
             _check_end(file, tar.offset)
         except (tarfile.TarError, ValueError, EOFError):
             # Which members its last record lacks cannot be known: it goes with the rest.
             rows = [row for row in rows if row[0] < record]
             if not rows:
                 raise
-            rows.append((record, file.tell(), 0, _DAMAGED))
+            rows.append((record, file.tell(), 0, _DAMAGED, 0, 0))
     problems = {reason: count for reason, count in skipped.items() if reason != "of no use"}
     if problems:
         counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(problems.items()))
@@ -212,14 +220,24 @@ def _objection(member: tarfile.TarInfo) -> str | None:
 
 
 def _suffix_number(suffix: str) -> int | None:
-    """Numbers of suffixes: 0 JSON, 1 text; images 1000 and up, with the number that stands before the last dot."""
+    """Numbers of suffixes: 0 JSON, 1 text; images 1000 and up, with the number that stands before the last dot (and
+    below 2000 without one)."""
     place, _, kind = suffix.rpartition(".")
     if kind in IMAGE_SUFFIXES:
         digits = re.sub(r"\D", "", place)[:6]
-        return 1000 * (int(digits or 0) + 1) + IMAGE_SUFFIXES.index(kind)
+        return 1000 * (int(digits) + 2 if digits else 1) + IMAGE_SUFFIXES.index(kind)
     if kind == "json":
         return 0
     return 1 if kind in _TEXT_SUFFIXES else None
+
+
+def _pack_words(suffix: str) -> tuple[int, ...]:
+    """What stands before the last dot, where it is words of at most 16 letters and underscores, as two numbers."""
+    words = suffix.rpartition(".")[0]
+    if not re.fullmatch(rf"[a-z_]{{1,{_WORD_BYTES}}}", words):
+        return 0, 0
+    packed = np.frombuffer(words.encode().ljust(_WORD_BYTES, b"\0"), np.int64)
+    return int(packed[0]), int(packed[1])
 
 
 def _read_member(path: str, offset: int, size: int, suffix: int) -> tuple[int, Any]:
@@ -239,10 +257,14 @@ def _read_member(path: str, offset: int, size: int, suffix: int) -> tuple[int, A
         raise RecordError("encoding", f"its text is not UTF-8 at byte {error.start}") from None
 
 
-def _merge(members: list[tuple[int, Any]]) -> dict[str, Any]:
+def _merge(members: list[tuple[int, Any, str]]) -> dict[str, Any]:
+    """A record of its members: each the number of its suffix, what it holds, and the words in its suffix."""
     record: dict[str, Any] = {}
-    images = [value for suffix, value in sorted(members, key=lambda member: member[0]) if suffix >= 1000]
-    for suffix, value in members:
+    found = [member for member in members if member[0] >= 1000]
+    # Without a number, by their words; with one, by it.
+    found.sort(key=lambda member: (member[0] // 1000, member[2], member[0]))
+    images = [value for _, value, _ in found]
+    for suffix, value, _ in members:
         if suffix == 0:
             if not isinstance(value, dict):
                 raise RecordError("structure", f"its .json holds {kind_of(value)}, not an object")
@@ -253,4 +275,7 @@ def _merge(members: list[tuple[int, Any]]) -> dict[str, Any]:
         record["images"] = images
     elif images:
         record["image"] = images[0] if len(images) == 1 else images
+        for _, value, words in found:
+            if words:
+                record.setdefault(words, value)
     return record
