@@ -181,16 +181,17 @@ def _emptied(column: Any) -> Any:
     import pyarrow
     import pyarrow.compute
 
+    compute: Any = pyarrow.compute
     kind = column.type
     if _is_bytes(kind):
-        return pyarrow.compute.if_else(column.is_valid(), pyarrow.scalar(b"", kind), pyarrow.scalar(None, kind))
+        return compute.if_else(column.is_valid(), pyarrow.scalar(b"", kind), pyarrow.scalar(None, kind))
     if _is_image_struct(kind):
         fields = [kind.field(index) for index in range(kind.num_fields)]
-        parts = [pyarrow.compute.struct_field(column, field.name) for field in fields]
+        parts = [compute.struct_field(column, field.name) for field in fields]
         parts = [_emptied(part) if field.name == "bytes" else part for field, part in zip(fields, parts, strict=True)]
         return pyarrow.StructArray.from_arrays(parts, fields=fields, mask=column.is_null())
     entries = _emptied(column.flatten())
-    lengths = pyarrow.compute.fill_null(pyarrow.compute.list_value_length(column), 0).to_pylist()
+    lengths = compute.fill_null(compute.list_value_length(column), 0).to_pylist()
     offsets = pyarrow.array(np.concatenate(([0], np.cumsum(lengths))), "int32")
     return pyarrow.ListArray.from_arrays(offsets, entries, mask=column.is_null()).cast(kind)
 
