@@ -52,23 +52,39 @@ def test_other_references_are_none(reference: str) -> None:
 
 @settings(max_examples=50)
 @given(st.integers(1, 30), st.integers(1, 30), st.data())
-def test_a_crop_is_a_square_inside_the_image_that_holds_the_box(width: int, height: int, data: st.DataObject) -> None:
+def test_a_crop_is_a_square_that_holds_the_box(width: int, height: int, data: st.DataObject) -> None:
     left = data.draw(st.integers(0, width - 1))
     top = data.draw(st.integers(0, height - 1))
     right = data.draw(st.integers(left + 1, width + 40))
     bottom = data.draw(st.integers(top + 1, height + 40))
     # Each pixel's colour is its place, so the crop tells where it comes from.
     image = Image.new("RGB", (width, height))
-    image.putdata([(x, y, 0) for y in range(height) for x in range(width)])
+    image.putdata([(x, y, 9) for y in range(height) for x in range(width)])
     cut = show_region(image, Region("crop", ((left, top, right, bottom),)))
     inside = (min(right, width) - left, min(bottom, height) - top)
     side = max(inside)
-    assert cut.size == (min(side, width), min(side, height))
-    (x0, y0, _), (x1, y1, _) = cut.getpixel((0, 0)), cut.getpixel((cut.width - 1, cut.height - 1))  # type: ignore[misc]
-    assert x0 <= left
-    assert y0 <= top
-    assert x1 >= min(right, width) - 1
-    assert y1 >= min(bottom, height) - 1
+    assert cut.size == (side, side)
+    seen = {(x, y): cut.getpixel((x, y)) for x in range(side) for y in range(side)}
+    shown = {place: colour for place, colour in seen.items() if colour != (255, 255, 255)}
+    assert len(shown) == min(side, width) * min(side, height)
+    held = {(colour[0], colour[1]) for colour in shown.values()}  # type: ignore[index]
+    assert held >= {(x, y) for x in range(left, min(right, width)) for y in range(top, min(bottom, height))}
+    # In one piece, in the middle.
+    (x0, y0), (x1, y1) = min(shown), max(shown)
+    assert len(shown) == (x1 - x0 + 1) * (y1 - y0 + 1)
+    assert abs(x0 - (side - 1 - x1)) <= 1
+    assert abs(y0 - (side - 1 - y1)) <= 1
+
+
+def test_both_ends_of_a_long_box_are_in_the_centre_square() -> None:
+    image = Image.new("RGB", (160, 90), "blue")
+    image.paste("red", (0, 40, 10, 44))
+    image.paste("lime", (140, 40, 150, 44))
+    cut = show_region(image, Region("crop", ((0, 40, 150, 44),)))
+    assert cut.size == (150, 150)
+    assert cut.getpixel((5, 30 + 42)) == (255, 0, 0)
+    assert cut.getpixel((145, 30 + 42)) == (0, 255, 0)
+    assert cut.getpixel((75, 5)) == cut.getpixel((75, 145)) == (255, 255, 255)
 
 
 def test_boxes_are_drawn_and_the_image_stays() -> None:

@@ -187,7 +187,8 @@ def resident_peak() -> int:
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc to measure memory")
 def test_bombs_are_refused_from_their_header(tmp_path: Path) -> None:
-    """Within a second and 64 MB each (a 623-megapixel PNG, long rows, a long text chunk, big canvases)."""
+    """Within a second and 64 MB each (a 623-megapixel PNG, long rows, a long text chunk, big canvases, a WebP in
+    a file of 800 MB)."""
     gif = (
         b"GIF89a"
         + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0)
@@ -206,6 +207,8 @@ def test_bombs_are_refused_from_their_header(tmp_path: Path) -> None:
     picture().save(bmp, "BMP")
     large_bmp = bytearray(bmp.getvalue())
     large_bmp[18:26] = struct.pack("<ii", 100_000, 100_000)
+    webp = io.BytesIO()
+    picture((8, 8)).save(webp, "WEBP")
     bombs = {
         "megapixels.png": png_of(26_000, 24_000, body=zlib.compress(b"\0" * 1_000_000)),
         "row.png": png_of(2**31 - 1, 1, body=zlib.compress(b"\0")),
@@ -214,9 +217,12 @@ def test_bombs_are_refused_from_their_header(tmp_path: Path) -> None:
         "canvas.gif": gif,
         "frame.jpg": bytes(large_jpeg),
         "size.bmp": bytes(large_bmp),
+        "padded.webp": webp.getvalue(),
     }
     for name, data in bombs.items():
         (tmp_path / name).write_bytes(data)
+        if name == "padded.webp":
+            os.truncate(tmp_path / name, 800_000_000)
         del data
         Path("/proc/self/clear_refs").write_text("5")
         before, started = resident_peak(), time.perf_counter()
@@ -224,6 +230,24 @@ def test_bombs_are_refused_from_their_header(tmp_path: Path) -> None:
             open_image(tmp_path / name)
         assert time.perf_counter() - started < 1, name
         assert resident_peak() - before < 64_000_000, name
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc to measure memory")
+def test_what_lies_behind_a_webp_is_not_read(tmp_path: Path) -> None:
+    path = saved(picture((8, 8)), tmp_path / "a.webp")
+    os.truncate(path, 199_000_000)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident_peak()
+    assert open_image(path).size == (8, 8)
+    assert resident_peak() - before < 64_000_000
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "gif", "bmp"])
+def test_a_file_of_too_many_bytes_is_refused(tmp_path: Path, extension: str) -> None:
+    path = saved(picture(), tmp_path / f"a.{extension}")
+    os.truncate(path, 200_000_001)
+    with pytest.raises(ValueError, match=rf"a\.{extension} is too large: 200,000,001 bytes"):
+        open_image(path)
 
 
 def test_max_pixels_is_the_largest_size_allowed(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_datasets_on_disk_and_streamed(folder: Path) -> None:
     ]
     assert opened == [0]
     assert stream.read(1)["caption"] == "g"
-    with pytest.raises(RecordError, match="ends before"):
+    with pytest.raises(RecordError, match="ends at row 3; lower"):
         stream.read(3)
 
 
@@ -385,7 +385,7 @@ def test_malformed_records_are_named_never_a_crash(
         turns[0][data.draw(st.sampled_from(sorted(turns[0])))] = new
     path = write(folder / "x.jsonl", WHOLE[which], record, inner, whole)
     task: Any = "read" if which == 3 else None
-    source = source_of(path, format=names[which], task=task, num_frames=2)
+    source = source_of(path, format=names[which], task=task, num_frames=2 if which == 1 else None)
     for number in range(len(source)):
         problem = None
         try:

@@ -6,6 +6,7 @@ import http.server
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,9 @@ def test_urls_are_off_unless_a_host_is_listed(tmp_path: Path) -> None:
         "192.0.2.1",
         "2001::1",
         "::",
+        "fec0::1",
+        "2606:4700::5efe:10.0.0.1",
+        "2606:4700::200:5efe:8.8.8.8",
         "no address",
     ],
 )
@@ -247,6 +251,48 @@ def test_other_answers_are_refused(monkeypatch: pytest.MonkeyPatch, answer: byte
         fetch_image(f"https://{GOOD}/a.png", allowed_hosts=(GOOD,))
     server.close()
     assert len(server.connected) == 1
+
+
+@pytest.mark.parametrize("trickled", [b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 200 OK\r\n\r\nbody"])
+def test_a_server_that_trickles_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch, trickled: bytes) -> None:
+    monkeypatch.setattr(web_images, "TIMEOUT_SECONDS", 0.5)
+    server = _Answer(monkeypatch, trickled)
+    stop = threading.Event()
+
+    def connect(address: str, host: str, timeout: float) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        server.held.append(theirs)
+
+        def trickle() -> None:
+            theirs.sendall(trickled)
+            while not stop.wait(0.1):
+                try:
+                    theirs.sendall(b"a")
+                except OSError:
+                    return
+
+        threads.append(threading.Thread(target=trickle))
+        threads[0].start()
+        return ours
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(web_images, "open_connection", connect)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"took more than 0\.5 s|timed out"):
+        fetch_image(f"https://{GOOD}/a.png", allowed_hosts=(GOOD,))
+    assert time.monotonic() - started < 2
+    stop.set()
+    threads[0].join()
+    server.close()
+
+
+def test_a_name_that_is_not_answered_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_images, "TIMEOUT_SECONDS", 0.2)
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(5) and [])
+    with pytest.raises(ValueError, match=r"took more than 0\.2 s"):
+        fetch_image(f"https://{GOOD}/a.png", allowed_hosts=(GOOD,))
+    answered.set()
 
 
 def test_a_plain_url_is_split() -> None:

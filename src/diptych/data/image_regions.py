@@ -2,7 +2,7 @@
 
 | reference | what it names |
 |---|---|
-| `REFERENCE#crop=x1,y1,x2,y2` | the square around a box, moved into the image where it leads over an edge |
+| `REFERENCE#crop=x1,y1,x2,y2` | the square around a box, moved into the image; white where the image is too small |
 | `REFERENCE#boxes=x1,y1,x2,y2;x1,...` | the whole image with red boxes drawn in |
 
 Numbers are pixels of the image as it is opened, from its upper left corner. REFERENCE is any other of `references.py`.
@@ -104,13 +104,19 @@ def locate_region(reference: str, locate: Callable[[str], str]) -> str | None:
 
 
 def _cut(image: Image.Image, box: Box) -> Image.Image:
-    """A square, since images are seen as their centre square: what a long box holds at its ends would be lost."""
+    """A square, since images are seen as their centre square: what a long box holds at its ends would be lost. White
+    where the image is not as wide, or as high, as the box is long."""
     left, top, right, bottom = box
     right, bottom = min(right, image.width), min(bottom, image.height)
     side = math.ceil(max(right - left, bottom - top))
     x = round(min(max(0, (left + right - side) / 2), max(0, image.width - side)))
     y = round(min(max(0, (top + bottom - side) / 2), max(0, image.height - side)))
-    return image.crop((x, y, min(x + side, image.width), min(y + side, image.height)))
+    part = image.crop((x, y, min(x + side, image.width), min(y + side, image.height)))
+    if part.size == (side, side):
+        return part
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
+    return square
 
 
 def _draw(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:

@@ -19,6 +19,8 @@ from torch import Tensor
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """The decoders that may run; every other decoder of Pillow stays out of reach of a file."""
 MAX_PIXELS = 50_000_000
+MAX_IMAGE_BYTES = 200_000_000
+"""Of one encoded image. The largest that its pixels could ask for, 50 million of them in BMP, is smaller."""
 
 Fit = Literal["crop", "squash"]
 """How an image becomes a square: crop takes its centre, as everything that is drawn does; squash all of it, of whatever
@@ -73,7 +75,7 @@ def open_image(path: str | Path, *, root: str | Path | None = None, max_pixels: 
     before anything is decoded.
 
     Raises ValueError that names the file: missing, not a regular file, not one of IMAGE_FORMATS, more than `max_pixels`
-    pixels, corrupt or truncated.
+    pixels or MAX_IMAGE_BYTES bytes, corrupt or truncated.
     """
     if root is not None:
         location = resolve_inside(root, os.fspath(path))
@@ -106,7 +108,7 @@ def decode_image(data: bytes, *, what: str = "the image", max_pixels: int = MAX_
 
 def _decode(file: IO[bytes], what: str, max_pixels: int) -> Image.Image:
     try:
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
+        with Image.open(_bounded(file), formats=IMAGE_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise _TooLarge(f"{width} x {height} pixels, more than the {max_pixels} allowed")
@@ -119,6 +121,22 @@ def _decode(file: IO[bytes], what: str, max_pixels: int) -> Image.Image:
         raise ValueError(f"{what} is none of {', '.join(IMAGE_FORMATS)}, or it is corrupt") from None
     except DECODING_ERRORS as error:
         raise ValueError(f"{what} is corrupt or truncated: {error}; replace it, or leave it out") from error
+
+
+def _bounded(file: IO[bytes]) -> IO[bytes]:
+    """The file, if it is no larger than an image may be. Pillow reads a WebP as a whole: it is given what belongs to
+    the picture, as its header says, and not what lies behind."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size > MAX_IMAGE_BYTES:
+        raise _TooLarge(f"{size:,} bytes, more than the {MAX_IMAGE_BYTES:,} allowed")
+    head = file.read(12)
+    file.seek(0)
+    if head[:4] == b"RIFF" and head[8:] == b"WEBP":
+        own = int.from_bytes(head[4:8], "little") + 8
+        if own < size:
+            return io.BytesIO(file.read(own))
+    return file
 
 
 class _TooLarge(Exception):

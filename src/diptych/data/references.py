@@ -27,11 +27,9 @@ from typing import Any
 from PIL import Image
 
 from diptych.data.image_regions import region_hash, show_region, split_region
-from diptych.data.images import decode_image, open_image, open_regular_file
+from diptych.data.images import MAX_IMAGE_BYTES, decode_image, open_image, open_regular_file
 from diptych.data.recently_used import RecentlyUsed
 
-MAX_IMAGE_BYTES = 200_000_000
-"""Of one encoded image. The largest that its pixels could ask for, 50 million of them in BMP, is smaller."""
 MAX_FRAMES = 4096
 
 _MEMBER = re.compile(r"(.+\.tar)@(\d{1,19})\+(\d{1,19})", re.DOTALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,20 +12,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from diptych.data.image_regions import locate_region
+from diptych.data.image_regions import locate_region, split_region
 from diptych.data.images import resolve_inside
 from diptych.data.recently_used import RecentlyUsed
 from diptych.data.record_formats.file_settings import FileSettings
 from diptych.data.record_formats.recognition import NUM_LOOKED_AT, RECORD_FORMATS, recognise_format
 from diptych.data.references import StoredImage, WebImage, frame_reference, names_part_of_a_file, split_frame
 from diptych.data.samples import Message, RecordError, Sample, kind_of
-from diptych.data.stores.store_opening import open_store
+from diptych.data.stores.store_opening import open_store, recognise_store
 from diptych.data.web_images import split_url
 from diptych.data_settings import DataConfig, SourceConfig
 
 SAMPLES_KEPT = 8192
 """Of a source, in memory: a small set is parsed once, and of a large one a sample is asked for a few times in a row."""
 _PATHS_KEPT = 16_384
+TEMPLATED_FORMATS = ("captions", "triples", "generation", "clip_captions")
+"""Those whose requests `prompt_templates` says."""
+CLIP_FORMATS = ("llava", "clip_captions", "frame_folders")
+"""Those whose clips become frames as `num_frames` or `fps` says."""
 
 
 class Source(Sequence[Sample]):
@@ -42,8 +47,10 @@ class Source(Sequence[Sample]):
         if not self._length:
             raise ValueError(f"{config.path} holds no samples")
         self._root = os.path.abspath(config.image_root or self._store.folder)
-        self._format = RECORD_FORMATS[config.format or self._recognise()]
+        name = config.format or self._recognise()
+        self._format = RECORD_FORMATS[name]
         self._check_task()
+        self._check_settings(name)
         self._settings = FileSettings(
             config.task,
             config.prompt_templates,
@@ -114,6 +121,42 @@ class Source(Sequence[Sample]):
         elif self.config.task is not None:
             raise ValueError(f"{self.config.path}: task is a setting of captions, and these records are none")
 
+    def _check_settings(self, name: str) -> None:
+        """Raises ValueError for a setting that would change nothing, and warns of a column that is not there."""
+        config, given = self.config, self.config.model_fields_set
+        useless = []
+        if config.prompt_templates and name not in TEMPLATED_FORMATS:
+            useless.append(f"prompt_templates is of {', '.join(TEMPLATED_FORMATS)}; its format is {name}")
+        frames = [key for key in ("num_frames", "fps", "max_frames") if key in given and getattr(config, key)]
+        if frames and name not in CLIP_FORMATS:
+            useless.append(f"{', '.join(frames)} is of clips ({', '.join(CLIP_FORMATS)}); its format is {name}")
+        kind = config.store or recognise_store(config.path)
+        if config.split is not None and kind not in ("saved_dataset", "hub"):
+            useless.append(f"split is of Hugging Face datasets; its store is {kind}")
+        if config.subset is not None and kind != "hub":
+            useless.append(f"subset is of datasets of the Hub; its store is {kind}")
+        if useless:
+            raise ValueError(f"{config.path}: a setting would change nothing: {'; '.join(useless)}; leave it out")
+        if config.columns and kind != "hub":
+            self._check_columns()
+
+    def _check_columns(self) -> None:
+        fields: dict[str, None] = {}
+        for number in range(min(self._length, NUM_LOOKED_AT)):
+            try:
+                record = self._store.read(number)
+            except RecordError:
+                continue
+            if isinstance(record, dict):
+                fields |= dict.fromkeys(map(str, record))
+        lacking = sorted(name for ours, name in self.config.columns.items() if not {ours, name} & set(fields))
+        if fields and lacking:
+            warnings.warn(
+                f"{self.config.path}: `columns` names {', '.join(lacking)}, which none of the first records has; they "
+                f"have {', '.join(list(fields)[:12])}",
+                stacklevel=4,
+            )
+
     def _weighed(self, message: Message) -> Message:
         loss = self.config.loss.get(message.role) if message.loss is None else None  # type: ignore[call-overload]
         return message if loss is None else replace(message, loss=loss)
@@ -144,6 +187,8 @@ class Source(Sequence[Sample]):
             if image[:7].lower() in ("http://", "https:/"):
                 if not self._hosts:
                     raise ValueError(f"image {image[:200]!r} is on the web; list its host in data.allow_urls")
+                if split_region(image) is not None:
+                    raise ValueError(f"image {image[:200]!r} is a part of one on the web; fetch it, and name the file")
                 split_url(image, self._hosts)
                 return WebImage(image, allowed_hosts=self._hosts)
             region = locate_region(image, self._locate)

@@ -7,12 +7,16 @@ rebinding) changes nothing. A redirect is an error: where it leads was not allow
 from __future__ import annotations
 
 import http.client
+import io
 import ipaddress
+import queue
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Sequence
+from typing import Any, cast
 
 from diptych.data.references import MAX_IMAGE_BYTES
 
@@ -45,13 +49,13 @@ def fetch_image(url: str, *, allowed_hosts: Sequence[str]) -> bytes:
     host, path = split_url(url, allowed_hosts)
     deadline = time.monotonic() + TIMEOUT_SECONDS
     try:
-        address = _global_address(host)
+        address = _global_address(host, deadline)
         connection = _PinnedConnection(host, address, deadline)
         try:
             connection.request(
                 "GET", path.partition("#")[0], headers={"Accept": "image/*", "Accept-Encoding": "identity"}
             )
-            return _read_body(connection.getresponse(), connection, deadline)
+            return _read_body(connection.getresponse())
         finally:
             connection.close()
     except (OSError, http.client.HTTPException, UnicodeError) as error:
@@ -72,22 +76,59 @@ class _PinnedConnection(http.client.HTTPSConnection):
         self._address, self._deadline = address, deadline
 
     def connect(self) -> None:
-        self.sock = open_connection(self._address, self.host, _left(self._deadline))
+        opened = open_connection(self._address, self.host, _left(self._deadline))
+        self.sock = cast(Any, _TimedSocket(opened, self._deadline))
+
+
+class _TimedSocket:
+    """What http.client needs of a socket, each step of which has only the time that is left: a socket's own timeout
+    begins anew with every byte."""
+
+    def __init__(self, opened: socket.socket, deadline: float) -> None:
+        self._socket, self._deadline = opened, deadline
+        self.close = opened.close
+
+    def sendall(self, data: bytes) -> None:
+        self._socket.settimeout(_left(self._deadline))
+        self._socket.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        assert mode == "rb"
+        return io.BufferedReader(_TimedReader(self._socket, self._deadline))
+
+
+class _TimedReader(io.RawIOBase):
+    def __init__(self, opened: socket.socket, deadline: float) -> None:
+        self._socket, self._deadline = opened, deadline
+        self._file = opened.makefile("rb", buffering=0)  # keeps the socket open for as long as it is
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(_left(self._deadline))
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def open_connection(address: str, host: str, timeout: float) -> socket.socket:
     """A TLS connection to `address`, which must prove to be `host`."""
+    deadline = time.monotonic() + timeout
     plain = socket.create_connection((address, 443), timeout=timeout)
     try:
+        plain.settimeout(_left(deadline))
         return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
     except BaseException:
         plain.close()
         raise
 
 
-def _global_address(host: str) -> str:
+def _global_address(host: str, deadline: float) -> str:
     """The address that a name has. If any one of several is inside a network, none is taken."""
-    found = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+    found = _resolve(host, deadline)
     addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:
         if not is_global(address):
@@ -97,9 +138,30 @@ def _global_address(host: str) -> str:
     return addresses[0]
 
 
+def _resolve(host: str, deadline: float) -> list[Any]:
+    """Looked up by a thread, which is left behind where the deadline comes first: the system's look-up has none."""
+    answer: queue.Queue[list[Any] | Exception] = queue.Queue()
+    look_up = socket.getaddrinfo
+
+    def ask() -> None:
+        try:
+            answer.put(list(look_up(host, 443, type=socket.SOCK_STREAM)))
+        except (OSError, UnicodeError) as error:
+            answer.put(error)
+
+    threading.Thread(target=ask, daemon=True, name=f"look up {host}").start()
+    try:
+        found = answer.get(timeout=_left(deadline))
+    except queue.Empty:
+        raise _RefusedError(f"took more than {TIMEOUT_SECONDS:g} s") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 def is_global(address: str) -> bool:
     """Whether an address is public: not private, loopback, link-local, multicast or reserved, and none of these behind
-    an IPv6 address that stands for an IPv4 one (mapped, 6to4, Teredo, NAT64)."""
+    an IPv6 address that stands for an IPv4 one (mapped, 6to4, Teredo, NAT64, ISATAP)."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -107,7 +169,9 @@ def is_global(address: str) -> bool:
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None or parsed.sixtofour is not None or parsed.teredo is not None:
             return False
-        if any(parsed in network for network in _TRANSLATED):
+        if any(parsed in network for network in _TRANSLATED) or parsed.is_site_local:
+            return False
+        if int(parsed) >> 32 & 0xFDFFFFFF == 0x5EFE:  # ISATAP: ...:0:5efe:a.b.c.d, or 200:5efe
             return False
     return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved and not parsed.is_unspecified
 
@@ -122,7 +186,7 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _read_body(response: http.client.HTTPResponse, connection: _PinnedConnection, deadline: float) -> bytes:
+def _read_body(response: http.client.HTTPResponse) -> bytes:
     if response.status != 200:
         what = "redirects" if 300 <= response.status < 400 else "answers"
         raise _RefusedError(f"{what} with status {response.status}; give the image's own URL")
@@ -131,9 +195,6 @@ def _read_body(response: http.client.HTTPResponse, connection: _PinnedConnection
     pieces: list[bytes] = []
     size = 0
     while True:
-        if connection.sock is not None:
-            connection.sock.settimeout(_left(deadline))
-        _left(deadline)
         piece = response.read1(65_536)
         if not piece:
             break

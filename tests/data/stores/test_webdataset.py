@@ -17,9 +17,10 @@ from PIL import Image
 from diptych.data import references
 from diptych.data.references import content_hash, open_reference, read_reference
 from diptych.data.samples import RecordError
+from diptych.data.sources import Source
 from diptych.data.stores.store_opening import open_store
 from diptych.data.stores.webdataset import TarShards, expand_shards
-from diptych.data_settings import SourceConfig
+from diptych.data_settings import DataConfig, SourceConfig
 
 
 def encoded(colour: str, kind: str = "PNG") -> bytes:
@@ -65,6 +66,23 @@ def test_members_of_one_key_are_one_record(tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(red)
     assert content_hash(first["image"]) == content_hash(str(tmp_path / "red.png"))
     assert sorted(os.listdir(tmp_path)) == ["a.tar", "red.png"]
+
+
+def test_images_named_by_words_are_fields_and_a_triple_is_read(tmp_path: Path) -> None:
+    red, blue = encoded("red"), encoded("blue", "JPEG")
+    members = [("0.output.png", red), ("0.input.jpg", blue), ("0.json", b'{"instruction": "Make it red."}')]
+    path = write_tar(tmp_path / "a.tar", *members)
+    config = SourceConfig(path=str(path), columns={"input_images": "input", "output_image": "output"})
+    (sample,) = Source(config, DataConfig(sources=(config,)))
+    assert [read_reference(image) for image in sample.images] == [blue, red]
+    assert [message.parts for message in sample.messages] == [(0, "\nMake it red."), (1,)]
+
+
+def test_images_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    names = ["0.b.png", "0.a.webp", "0.10.png", "0.png", "0.9.webp", "0.0.png"]
+    path = write_tar(tmp_path / "a.tar", *((name, name.encode()) for name in names))
+    read = [read_reference(image) for image in TarShards([path]).read(0)["image"]]
+    assert read == [b"0.png", b"0.a.webp", b"0.b.png", b"0.0.png", b"0.9.webp", b"0.10.png"]
 
 
 def test_several_tars_are_one_store_by_a_glob_or_a_range(tmp_path: Path) -> None:
@@ -124,13 +142,51 @@ def test_a_compressed_tar_is_refused_with_the_remedy(tmp_path: Path, mode: str) 
         TarShards([path])
 
 
-def test_a_cut_or_damaged_tar_is_named(tmp_path: Path) -> None:
-    whole = write_tar(tmp_path / "w.tar", ("000.txt", b"x" * 3000), ("001.txt", b"y" * 3000)).read_bytes()
-    for number, body in enumerate([whole[:2000], whole[:5000], b"", b"x" * 2000, whole[:512].replace(b"000", b"zzz")]):
+def three_records(path: Path) -> bytes:
+    return write_tar(path, *((f"00{number}.txt", b"%d" % number * 3000) for number in range(3))).read_bytes()
+
+
+def test_a_tar_of_which_nothing_is_whole_is_refused_by_name(tmp_path: Path) -> None:
+    whole = three_records(tmp_path / "w.tar")
+    for number, body in enumerate([whole[:2000], whole[:3000], b"", b"x" * 2000, whole[:512].replace(b"000", b"zzz")]):
         path = tmp_path / f"{number}.tar"
         path.write_bytes(body)
-        with pytest.raises(ValueError, match=rf"{number}\.tar"):
+        with pytest.raises(ValueError, match=rf"{number}\.tar is corrupt"):
             TarShards([path])
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut header", "bad header", "empty", "noise"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_of_a_damaged_tar_among_others_what_is_whole_is_read(
+    tmp_path: Path, damage: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diptych.data.stores.offset_index.SMALLEST_KEPT_BYTES", 0)
+    body = three_records(tmp_path / "a.tar")
+    three_records(tmp_path / "c.tar")
+    third = 2 * (512 + 3072)
+    (tmp_path / "b.tar").write_bytes(
+        {
+            "cut": body[: third + 600],
+            "cut header": body[: third + 100],
+            "bad header": body[:third] + b"x" * 512 + body[third + 512 :],
+            "empty": b"",
+            "noise": b"x" * 9000,
+        }[damage]
+    )
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"b\.tar is corrupt, or no tar"):
+            shards = TarShards(sorted(tmp_path.glob("*.tar")), index_dir=tmp_path / "i" if kept else None)
+    found: list[str] = []
+    problems: list[tuple[str, str]] = []
+    for number in range(len(shards)):
+        try:
+            found.append(shards.read(number)["caption"][0])
+        except RecordError as error:
+            problems.append((error.kind, shards.where(number)))
+            found.append("bad")
+    between = [] if damage in ("empty", "noise") else ["0", "1"] if damage == "cut" else ["0"]
+    assert found == ["0", "1", "2", *between, "bad", "0", "1", "2"]
+    assert problems == [("shard", f"{tmp_path / 'b.tar'}, record {len(between) + 1}")]
 
 
 def test_a_header_that_claims_much_is_refused_before_it_is_read(tmp_path: Path) -> None:

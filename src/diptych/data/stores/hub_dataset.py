@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from diptych.data.references import StoredImage
 from diptych.data.samples import RecordError
 from diptych.data.stores.parquet import image_bytes, row_record
 from diptych.data.stores.record_store import without_nothing
+
+RETRY_SECONDS = (1.0, 5.0)
+"""How long a broken connection is left alone before it is tried again."""
 
 _datasets: RecentlyUsed[tuple[str, int], Any] = RecentlyUsed(8)
 
@@ -54,14 +59,16 @@ class SavedDataset:
 class StreamedDataset:
     """Rows of a dataset that is read from its beginning on, the first `length` of them; images are kept in the record.
 
-    `open_stream(skip)`: an iterator over the rows from number `skip` on. Rows asked for in order cost one step each;
-    any other order starts the stream anew, which is cheap only where the dataset's shards know their lengths.
+    `open_stream(skip)`: an iterator over the rows from number `skip` on. Rows asked for in order cost one step each,
+    those between them too (which other ranks take); an earlier one starts the stream anew, which is cheap only where
+    the dataset's shards know their lengths. A connection that breaks is opened again where it broke.
     """
 
     def __init__(self, open_stream: Callable[[int], Iterator[Any]], *, length: int, name: str) -> None:
         self.folder = Path()
         self._open, self._length, self._name = open_stream, length, name
         self._next = -1
+        self._end = length
         self._stream: Iterator[Any] = iter(())
         self._last: tuple[int, Any] = (-1, None)
         self._lock = threading.Lock()
@@ -72,21 +79,46 @@ class StreamedDataset:
     def read(self, number: int) -> Any:
         with self._lock:
             if self._last[0] != number:
-                if number != self._next:
-                    self._stream = self._open(number)
-                    self._next = number
-                try:
-                    row = next(self._stream)
-                except StopIteration:
-                    self._next = -1
-                    raise RecordError("end", f"{self._name} ends before; lower the source's limit") from None
-                self._next += 1
-                self._last = (number, row)
+                self._last = (number, self._fetch(number))
             row = self._last[1]
         return {name: _hold_images(without_nothing(value)) for name, value in row.items() if value is not None}
 
+    def _fetch(self, number: int) -> Any:
+        """The row of a number, by way of those before it. Raises RecordError: the stream's end, no connection."""
+        for pause in (*RETRY_SECONDS, None):
+            if number >= self._end < self._length:
+                raise RecordError("end", f"{self._name} ends at row {self._end}; lower the source's limit")
+            try:
+                if self._next < 0 or number < self._next:
+                    self._stream = self._open(number)
+                    self._next = number
+                while True:
+                    row = next(self._stream)
+                    self._next += 1
+                    if self._next > number:
+                        return row
+            except StopIteration:
+                # A stream that was opened behind its end does not say where that is.
+                self._end, self._next = min(self._end, self._next), -1
+                raise RecordError("end", f"{self._name} ends at row {self._end}; lower the source's limit") from None
+            except _connection_errors() as error:
+                self._next = -1
+                if pause is None:
+                    raise RecordError("connection", f"{self._name} cannot be reached: {error}") from None
+                time.sleep(pause)
+        raise AssertionError
+
     def where(self, number: int) -> str:
         return f"{self._name}, row {number + 1}"
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """OSError, and those of the libraries that may be at work, where these do not derive from it."""
+    found: list[type[Exception]] = [OSError]
+    for module, name in (("httpx", "HTTPError"), ("aiohttp", "ClientError"), ("requests", "RequestException")):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
 
 
 def stream_hub_dataset(name: str, *, subset: str | None, split: str, length: int) -> StreamedDataset:

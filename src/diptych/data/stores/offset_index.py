@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from diptych.data.samples import MAX_RECORD_BYTES
+from diptych.data.samples import MAX_RECORD_BYTES, RecordError
 
 CHUNK_BYTES = 8_000_000
 SMALLEST_KEPT_BYTES = 4_000_000
@@ -52,9 +52,15 @@ def load_index(path: Path, kind: str, build: Callable[[BinaryIO], np.ndarray], i
 
 
 def read_range(path: str | Path, start: int, size: int) -> bytes:
-    """At most `size` bytes of a file. It is opened for it: no position is shared between threads or after a fork."""
-    with open(path, "rb", buffering=0) as file:
-        return read_at(file.fileno(), start, size)
+    """At most `size` bytes of a file. It is opened for it: no position is shared between threads or after a fork.
+
+    Raises RecordError for a file that has gone, or cannot be read, since it was opened as a source.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return read_at(file.fileno(), start, size)
+    except OSError as error:
+        raise RecordError("missing file", f"{path} cannot be read any more: {error.strerror}") from None
 
 
 def read_at(descriptor: int, start: int, size: int) -> bytes:
@@ -106,25 +112,6 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     while chunk := file.read(CHUNK_BYTES):
         yield position, chunk
         position += len(chunk)
-
-
-def index_table(file: BinaryIO) -> np.ndarray:
-    """The starts of the rows of a CSV or TSV file, then its length: a line end between quotes is part of a cell."""
-    found: list[np.ndarray] = [np.zeros(1, np.int64)]
-    quoted = 0
-    for position, chunk in _chunks(file):
-        data = np.frombuffer(chunk, np.uint8)
-        ends = np.flatnonzero(data == 10)
-        quotes = np.flatnonzero(data == 34)
-        outside = (np.searchsorted(quotes, ends) + quoted) % 2 == 0
-        found.append(ends[outside] + position + 1)
-        quoted += len(quotes)
-    length = file.seek(0, os.SEEK_END)
-    starts = np.concatenate(found)
-    starts = starts[starts < length]
-    bounds = np.concatenate((starts, [length]))
-    blank = [int(s) for s, e in zip(starts, bounds[1:], strict=True) if e - s <= 2 and not _line(file, s, e).strip()]
-    return np.concatenate((starts[~np.isin(starts, blank)], [length])).astype(np.int64)
 
 
 def index_array(file: BinaryIO) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Parquet: a file, or a folder of shards. A few row groups are in memory, whatever the table's size.
 
 Images in a table are bytes, or a struct of `bytes` and `path` (as Hugging Face writes them): a record names their
-cells, and they are read when somebody asks for them.
+cells, and they are read when somebody asks for them, one column of a row group at once. Records are read without them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from diptych.data.references import StoredImage
 from diptych.data.samples import RecordError
 from diptych.data.stores.record_store import named_files, regular_file, without_nothing
 
-ROW_GROUPS_KEPT = 4
-MAX_ROW_GROUP_BYTES = 1_000_000_000
-"""Of one row group uncompressed, and of all that are kept."""
+MAX_COLUMN_BYTES = 1_000_000_000
+"""Of one column of images of one row group uncompressed, and of all that are kept."""
+MAX_WORDS_BYTES = 250_000_000
+"""Of all row groups that are kept without their images."""
 
 _files: RecentlyUsed[tuple[str, int, int], _ParquetFile] = RecentlyUsed(8)
-_groups: RecentlyUsed[tuple[str, int, int], Any] = RecentlyUsed(
-    ROW_GROUPS_KEPT, max_total=MAX_ROW_GROUP_BYTES, size_of=lambda table: table.nbytes
+_words: RecentlyUsed[tuple[str, int, int], Any] = RecentlyUsed(
+    4096, max_total=MAX_WORDS_BYTES, size_of=lambda table: table.nbytes
+)
+_images: RecentlyUsed[tuple[str, int, int, str], Any] = RecentlyUsed(
+    256, max_total=MAX_COLUMN_BYTES, size_of=lambda table: table.nbytes
 )
 
 
@@ -51,7 +55,11 @@ class ParquetTable:
 
     def read(self, number: int) -> Any:
         path, row = self._place(number)
-        return _open_parquet(path).record(row)
+        try:
+            file = _open_parquet(path)
+        except ValueError as error:
+            raise RecordError("missing file", f"{path} cannot be read any more: {error}") from None
+        return file.record(row)
 
     def where(self, number: int) -> str:
         path, row = self._place(number)
@@ -101,7 +109,8 @@ class _ParquetFile:
         self._lock = threading.Lock()
 
     def record(self, row: int) -> dict[str, Any]:
-        table, place = self._group(row)
+        group, place = self._place(row)
+        table = _words.get_or_make((self.path, self._version, group), lambda: self._read_words(group))
         return row_record(
             {name: table.column(name)[place] for name in self._columns},
             name_cell=lambda column: f"{self.path}#{row}/{column}",
@@ -111,29 +120,88 @@ class _ParquetFile:
     def cell(self, row: int, column: str) -> Any:
         if column not in self._columns or not 0 <= row < self.num_rows:
             raise ValueError(f"{self.path} has no row {row + 1} with a column {column!r}")
-        table, place = self._group(row)
+        group, place = self._place(row)
+        key = (self.path, self._version, group, column)
+        table = _images.get_or_make(key, lambda: self._read(group, [column]))
         return _value(table.column(column)[place], f"row {row + 1} of {self.path}")
 
-    def _group(self, row: int) -> tuple[Any, int]:
+    def _place(self, row: int) -> tuple[int, int]:
         """The row group that holds a row, and the row's place in it."""
         group = int(np.searchsorted(self._ends, row, side="right"))
-        place = row - (int(self._ends[group - 1]) if group else 0)
-        key = (self.path, self._version, group)
-        return _groups.get_or_make(key, lambda: self._read_group(group)), place
+        return group, row - (int(self._ends[group - 1]) if group else 0)
 
-    def _read_group(self, group: int) -> Any:
-        size = self._file.metadata.row_group(group).total_byte_size
-        if size > MAX_ROW_GROUP_BYTES:
+    def _read_words(self, group: int) -> Any:
+        """A row group without its images: in their place are empty ones, where there are any."""
+        import pyarrow
+
+        schema = self._file.schema_arrow
+        plain = [name for name in self._columns if not _holds_images(schema.field(name).type)]
+        columns = dict(zip(plain, self._read(group, plain).columns, strict=True)) if plain else {}
+        for name in self._columns:
+            if name not in columns:
+                columns[name] = self._empty_images(group, name, schema.field(name).type)
+        return pyarrow.table({name: columns[name] for name in self._columns})
+
+    def _empty_images(self, group: int, name: str, kind: Any) -> Any:
+        import pyarrow
+
+        metadata = self._file.metadata.row_group(group)
+        chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+        leaf = name if _is_bytes(kind) else f"{name}.bytes"
+        counts = [chunk.statistics for chunk in chunks if chunk.path_in_schema == leaf]
+        if len(counts) == 1 and counts[0] is not None and counts[0].has_null_count and counts[0].null_count == 0:
+            # Every row has an image, as the footer says: nothing is read.
+            image = {"bytes": b"", "path": None} if _is_image_struct(kind) else b""
+            return pyarrow.repeat(pyarrow.scalar(image, kind), metadata.num_rows)
+        return pyarrow.chunked_array([_emptied(part) for part in self._read(group, [name]).column(name).chunks], kind)
+
+    def _read(self, group: int, columns: list[str]) -> Any:
+        metadata = self._file.metadata.row_group(group)
+        chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+        size = sum(c.total_uncompressed_size for c in chunks if _top(c.path_in_schema, columns))
+        if size > MAX_COLUMN_BYTES:
             raise RecordError(
                 "too long",
-                f"row group {group + 1} of {self.path} has {size:,} bytes, more than the {MAX_ROW_GROUP_BYTES:,} that "
-                "are read at once; write it with smaller row groups",
+                f"row group {group + 1} of {self.path} has {size:,} bytes in {', '.join(columns)[:200]}, more than the "
+                f"{MAX_COLUMN_BYTES:,} that are read at once; write it with smaller row groups",
             )
         try:
             with self._lock:
-                return self._file.read_row_group(group, use_threads=False)
+                return self._file.read_row_group(group, columns=columns, use_threads=False).select(columns)
         except _arrow_errors() as error:
             raise RecordError("shard", f"row group {group + 1} of {self.path} is corrupt: {error}") from None
+
+
+def _top(path: str, columns: list[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
+
+
+def _emptied(column: Any) -> Any:
+    """An Arrow array of images, or of lists of them, with their bytes left out: what is nothing stays nothing."""
+    import pyarrow
+    import pyarrow.compute
+
+    compute: Any = pyarrow.compute
+    kind = column.type
+    if _is_bytes(kind):
+        return compute.if_else(column.is_valid(), pyarrow.scalar(b"", kind), pyarrow.scalar(None, kind))
+    if _is_image_struct(kind):
+        fields = [kind.field(index) for index in range(kind.num_fields)]
+        parts = [compute.struct_field(column, field.name) for field in fields]
+        parts = [_emptied(part) if field.name == "bytes" else part for field, part in zip(fields, parts, strict=True)]
+        return pyarrow.StructArray.from_arrays(parts, fields=fields, mask=column.is_null())
+    entries = _emptied(column.flatten())
+    lengths = compute.fill_null(compute.list_value_length(column), 0).to_pylist()
+    offsets = pyarrow.array(np.concatenate(([0], np.cumsum(lengths))), "int32")
+    return pyarrow.ListArray.from_arrays(offsets, entries, mask=column.is_null()).cast(kind)
+
+
+def _holds_images(kind: Any) -> bool:
+    import pyarrow
+
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        kind = kind.value_type
+    return _is_bytes(kind) or _is_image_struct(kind)
 
 
 def row_record(cells: dict[str, Any], *, name_cell: Callable[[str], str], what: str) -> dict[str, Any]:

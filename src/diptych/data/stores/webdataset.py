@@ -1,7 +1,9 @@
 """WebDataset: uncompressed tars whose members are grouped into records by their names, read in place by offset.
 
 `000123.jpg`, `000123.txt`, `000123.json` are one record, of key `000123`: the name up to its first dot. A record holds
-the fields of its `.json`, its `.txt` as `caption`, its images as `image` (one, or a list in the order of their names).
+the fields of its `.json`, its `.txt` as `caption`, its images as `image` (one, or a list in the order of their numbers,
+those without one first, by name). Where words stand before an ending, they are a field as well: `000123.input.png` and
+`000123.output.png` are `input` and `output`, of which `columns:` makes a triple.
 Nothing is ever unpacked to disk. Members that are no plain files are skipped and counted.
 """
 
@@ -35,20 +37,38 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
-# What is kept of a member: its record, its offset, its size, and where its suffix lies in the table of suffixes.
-_COLUMNS = 4
+# What is kept of a member: its record, its offset, its size, the number of its suffix, and the words in that.
+_COLUMNS = 6
+_WORD_BYTES = 16
+_DAMAGED = -1
+"""In place of a suffix: where a tar is whole no longer. The last row of its index."""
 
 
 class TarShards:
     """Records of one or more tars, in the order given, by number.
 
-    Raises ValueError for a compressed tar, one that is cut or corrupt, and if no record is in any of them.
+    Of a tar that is cut or damaged, what is whole is read; the rest of it is one bad record of kind "shard", and a
+    warning. Raises ValueError for a compressed tar, and if no whole record is in any of them.
     """
 
     def __init__(self, paths: Sequence[str | Path], *, index_dir: Path | None = None) -> None:
         self._paths = named_files(paths, ".tar")
         self.folder = Path(self._paths[0]).parent
-        self._indices = [_load_tar_index(path, index_dir) for path in self._paths]
+        self._indices: list[np.ndarray] = []
+        damaged: list[str] = []
+        for path in self._paths:
+            index, reason = _load_tar_index(path, index_dir)
+            self._indices.append(index)
+            if len(index) and index[-1, 3] == _DAMAGED:
+                whole = int(index[-1, 0])
+                why = reason or f"it ends too early, or is no tar, from byte {int(index[-1, 1]):,} on"
+                damaged.append(f"{path} is corrupt, or no tar: {why}; replace it, or leave it out")
+                if whole:
+                    damaged[-1] += f" (records of it that are whole and read: {whole})"
+        if damaged and not any((index[:, 3] != _DAMAGED).any() for index in self._indices):
+            raise ValueError(damaged[0])
+        for problem in damaged:
+            warnings.warn(problem, stacklevel=3)
         self._ends = np.cumsum([int(index[-1, 0]) + 1 if len(index) else 0 for index in self._indices])
 
     def __len__(self) -> int:
@@ -62,7 +82,14 @@ class TarShards:
         shard, record = self._place(number)
         index, path = self._indices[shard], self._paths[shard]
         first, last = np.searchsorted(index[:, 0], [record, record + 1])
-        return _merge([_read_member(path, *(int(value) for value in row[1:])) for row in index[first:last]])
+        if index[first, 3] == _DAMAGED:
+            raise RecordError("shard", f"{path} is cut or damaged from here on")
+        return _merge(
+            [
+                (*_read_member(path, int(row[1]), int(row[2]), int(row[3])), row[4:].tobytes().rstrip(b"\0").decode())
+                for row in index[first:last]
+            ]
+        )
 
     def where(self, number: int) -> str:
         shard, record = self._place(number)
@@ -103,12 +130,13 @@ def refuse_compressed(path: Path) -> None:
             raise ValueError(f"{path} is compressed ({kind}), and is read by place; {remedy}")
 
 
-def _load_tar_index(path: str, index_dir: Path | None) -> np.ndarray:
+def _load_tar_index(path: str, index_dir: Path | None) -> tuple[np.ndarray, str]:
+    """The index of a tar; of one in which nothing is whole, that of a damaged one, and why."""
     refuse_compressed(Path(path))
     try:
-        return load_index(Path(path), "tar", _index_tar, index_dir).reshape(-1, _COLUMNS)
+        return load_index(Path(path), "tar 3", _index_tar, index_dir).reshape(-1, _COLUMNS), ""
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is corrupt, or no tar: {error}; replace it, or leave it out") from None
+        return np.array([[0, 0, 0, _DAMAGED, 0, 0]], np.int64), str(error)
 
 
 class _HeaderReader:
@@ -126,28 +154,37 @@ class _HeaderReader:
 
 def _index_tar(file: BinaryIO) -> np.ndarray:
     """int64, row by row: record, offset, size, suffix number; see `_COLUMNS`."""
-    rows: list[tuple[int, int, int, int]] = []
+    rows: list[tuple[int, ...]] = []
     skipped: Counter[str] = Counter()
     key, record, seen = None, -1, set()
     length = os.fstat(file.fileno()).st_size
     with tarfile.open(fileobj=cast(Any, _HeaderReader(file)), mode="r:", errorlevel=2) as tar:
-        for member in _members(tar):
-            if (reason := _objection(member)) is not None:
-                skipped[reason] += 1
-                continue
-            if member.offset_data + member.size > length:
-                raise ValueError(f"it ends within its member {member.name[:200]!r}")
-            name = PurePosixPath(member.name)
-            stem, _, suffix = name.name.partition(".")
-            suffix = suffix.lower()
-            if (number := _suffix_number(suffix)) is None or not stem:
-                skipped["of no use"] += 1
-                continue
-            own = str(name.parent / stem)
-            if own != key or suffix in seen:
-                key, record, seen = own, record + 1, set()
-            seen.add(suffix)
-            rows.append((record, member.offset_data, member.size, number))
+        try:
+            for member in _members(tar):
+                if (reason := _objection(member)) is not None:
+                    skipped[reason] += 1
+                    continue
+                name = PurePosixPath(member.name)
+                stem, _, suffix = name.name.partition(".")
+                if member.offset_data + member.size > length:
+                    record += key != str(name.parent / stem)
+                    raise EOFError(f"it ends within its member {member.name[:200]!r}")
+                suffix = suffix.lower()
+                if (number := _suffix_number(suffix)) is None or not stem:
+                    skipped["of no use"] += 1
+                    continue
+                own = str(name.parent / stem)
+                if own != key or suffix in seen:
+                    key, record, seen = own, record + 1, set()
+                seen.add(suffix)
+                rows.append((record, member.offset_data, member.size, number, *_pack_words(suffix)))
+            _check_end(file, tar.offset)
+        except (tarfile.TarError, ValueError, EOFError):
+            # Which members its last record lacks cannot be known: it goes with the rest.
+            rows = [row for row in rows if row[0] < record]
+            if not rows:
+                raise
+            rows.append((record, file.tell(), 0, _DAMAGED, 0, 0))
     problems = {reason: count for reason, count in skipped.items() if reason != "of no use"}
     if problems:
         counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(problems.items()))
@@ -159,6 +196,15 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         cast(Any, tar).members = []  # it would keep them all
         yield member
+
+
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """tarfile takes a header that is damaged, or cut, for the end. Raises ValueError unless it is one: a block of
+    zeros, or nothing at all."""
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if block and (len(block) < tarfile.BLOCKSIZE or block.strip(b"\0")):
+        raise ValueError(f"at byte {offset:,} is no header")
 
 
 def _objection(member: tarfile.TarInfo) -> str | None:
@@ -174,14 +220,24 @@ def _objection(member: tarfile.TarInfo) -> str | None:
 
 
 def _suffix_number(suffix: str) -> int | None:
-    """Numbers of suffixes: 0 JSON, 1 text; images 1000 and up, with the number that stands before the last dot."""
+    """Numbers of suffixes: 0 JSON, 1 text; images 1000 and up, with the number that stands before the last dot (and
+    below 2000 without one)."""
     place, _, kind = suffix.rpartition(".")
     if kind in IMAGE_SUFFIXES:
         digits = re.sub(r"\D", "", place)[:6]
-        return 1000 * (int(digits or 0) + 1) + IMAGE_SUFFIXES.index(kind)
+        return 1000 * (int(digits) + 2 if digits else 1) + IMAGE_SUFFIXES.index(kind)
     if kind == "json":
         return 0
     return 1 if kind in _TEXT_SUFFIXES else None
+
+
+def _pack_words(suffix: str) -> tuple[int, ...]:
+    """What stands before the last dot, where it is words of at most 16 letters and underscores, as two numbers."""
+    words = suffix.rpartition(".")[0]
+    if not re.fullmatch(rf"[a-z_]{{1,{_WORD_BYTES}}}", words):
+        return 0, 0
+    packed = np.frombuffer(words.encode().ljust(_WORD_BYTES, b"\0"), np.int64)
+    return int(packed[0]), int(packed[1])
 
 
 def _read_member(path: str, offset: int, size: int, suffix: int) -> tuple[int, Any]:
@@ -201,10 +257,14 @@ def _read_member(path: str, offset: int, size: int, suffix: int) -> tuple[int, A
         raise RecordError("encoding", f"its text is not UTF-8 at byte {error.start}") from None
 
 
-def _merge(members: list[tuple[int, Any]]) -> dict[str, Any]:
+def _merge(members: list[tuple[int, Any, str]]) -> dict[str, Any]:
+    """A record of its members: each the number of its suffix, what it holds, and the words in its suffix."""
     record: dict[str, Any] = {}
-    images = [value for suffix, value in sorted(members, key=lambda member: member[0]) if suffix >= 1000]
-    for suffix, value in members:
+    found = [member for member in members if member[0] >= 1000]
+    # Without a number, by their words; with one, by it.
+    found.sort(key=lambda member: (member[0] // 1000, member[2], member[0]))
+    images = [value for _, value, _ in found]
+    for suffix, value, _ in members:
         if suffix == 0:
             if not isinstance(value, dict):
                 raise RecordError("structure", f"its .json holds {kind_of(value)}, not an object")
@@ -215,4 +275,7 @@ def _merge(members: list[tuple[int, Any]]) -> dict[str, Any]:
         record["images"] = images
     elif images:
         record["image"] = images[0] if len(images) == 1 else images
+        for _, value, words in found:
+            if words:
+                record.setdefault(words, value)
     return record
