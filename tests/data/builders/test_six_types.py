@@ -259,7 +259,7 @@ def test_what_is_held_out_follows_from_name_and_seed_alone(name: str, seed: int,
 
 
 def test_the_held_out_shares_are_a_tenth_and_a_fifth() -> None:
-    names = [f"name {i}" for i in range(2000)]
+    names = [f"name{i}" for i in range(2000)]
     assert sum(is_held_out(name, seed=0) for name in names) == pytest.approx(200, abs=50)
     chosen = [held_out_choice(name, ("a", "b"), seed=0) for name in names]
     assert [chosen.count(choice) for choice in ("a", "b")] == pytest.approx([200, 200], abs=50)

@@ -1,6 +1,7 @@
 """Everyday concepts in three styles, split into what training shows and what it never does.
 
-Styles: Fluent (3D), OpenMoji (flat), and OpenMoji's lines alone (outline), which is kept out of training whole.
+Styles: Fluent (3D), OpenMoji (flat), and OpenMoji's lines alone (outline), which is kept out of training whole: what
+OpenMoji draws in lines alone anyway (snowflake) has no outline style here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.data.builders.concept_splits import held_out_choice, is_held_out
+from diptych.data.builders.concept_words import usable_tags
 from diptych.data.builders.data_card import Licence
 from diptych.data.builders.emoji import Progress, draw_concept, emoji_licences, npm_package
 from diptych.data.builders.emoji_concepts import (
@@ -31,6 +33,8 @@ from diptych.data.svg import render_svg
 
 LINE_STYLE = "line"
 STYLE_NAMES = {"fluent": "3D", "openmoji": "flat", LINE_STYLE: "outline"}
+LOOKS_ALIKE = 0.03
+"""Root mean square between two pictures (of a range of 1) below which they are one for a person."""
 CATEGORIES = {
     "animal": ("animal-",),
     "fruit": ("food-fruit",),
@@ -82,6 +86,13 @@ class Gallery:
             self.drawn[name, style] = draw_in_style(self.concepts[name], style, self.size)
         return self.drawn[name, style]
 
+    def tags(self, name: str) -> tuple[str, ...]:
+        """Whole words for a concept; for one of training, without those that name what training never shows."""
+        tags = usable_tags(name, self.concepts[name].tags, names=self.concepts)
+        if is_held_out(name, seed=self.seed):
+            return tags
+        return tuple(tag for tag in tags if not is_held_out(tag, seed=self.seed))
+
     @cached_property
     def pools(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """Split to style to the names that it may show in that style."""
@@ -91,7 +102,7 @@ class Gallery:
         return {
             "train": {style: tuple(name for name in seen if apart[name] != style) for style in STYLES},
             "held_out_concept": dict.fromkeys(STYLES, tuple(unseen)),
-            "held_out_style": {LINE_STYLE: tuple(seen)},
+            "held_out_style": {LINE_STYLE: tuple(name for name in seen if self._has_outline(name))},
             "held_out_combination": {style: tuple(name for name in seen if apart[name] == style) for style in STYLES},
         }
 
@@ -102,6 +113,11 @@ class Gallery:
             raise ValueError(f"no concept falls into {split}; build with more concepts")
         style = chance.choice(sorted(pools))
         return Pool(self, style, pools[style])
+
+    def _has_outline(self, name: str) -> bool:
+        """Whether the lines alone look different from the flat picture, which training may show."""
+        lines, flat = (np.asarray(self.picture(name, s), dtype=np.float32) / 255 for s in (LINE_STYLE, "openmoji"))
+        return float(np.sqrt(np.square(lines - flat).mean())) >= LOOKS_ALIKE
 
 
 @dataclass(frozen=True)

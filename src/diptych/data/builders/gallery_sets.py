@@ -14,10 +14,10 @@ from diptych.data.builders.set_writing import Draft, SetPlan, build_set, make_dr
 
 MakeDraft = Callable[[Pool, random.Random], Draft | None]
 SPLIT_TEXTS = {
-    "train": "every combination of concept and style but the held-out ones",
-    "held_out_concept": "concepts that training never shows",
-    "held_out_style": "concepts of training in outline style, which training never shows",
-    "held_out_combination": "combinations of concept and style that training never shows",
+    "train": "every combination of concept and style but the held-out ones, and no words for what is held out",
+    "held_out_concept": "concepts that training never shows, nor any other set of the six types",
+    "held_out_style": "concepts of training in outline style, which training never shows; none that is flat alike",
+    "held_out_combination": "combinations of concept and style that training never shows, nor clips (which are Fluent)",
 }
 
 
@@ -38,7 +38,7 @@ def build_gallery_set(
     plan = SetPlan(
         name=name,
         description=description,
-        settings={"builder": name, "builder_version": 1, "num_samples": num_samples} | source.settings,
+        settings={"builder": name, "builder_version": 2, "num_samples": num_samples} | source.settings,
         splits=SPLIT_TEXTS,
         licences=source.licences if licences is None else licences,
     )

@@ -71,9 +71,9 @@ def _kind(pool: Pool, chance: random.Random) -> Draft | None:
 def _keyword(pool: Pool, chance: random.Random) -> Draft | None:
     """Words that stand in the name would give it away, and words of the same subgroup might fit as well."""
     concept = pool.gallery.concepts[chance.choice(pool.names)]
-    right = [tag for tag in concept.tags if not set(tag.split()) & set(concept.name.split())]
+    right = [tag for tag in pool.gallery.tags(concept.name) if not set(tag.split()) & set(concept.name.split())]
     others = [c for c in map(pool.gallery.concepts.__getitem__, pool.names) if c.group != concept.group]
-    wrong = sorted({tag for other in others for tag in other.tags} - {*concept.tags, *concept.name.split()})
+    wrong = sorted({tag for other in others for tag in pool.gallery.tags(other.name)} - {*concept.tags, *concept.name.split()})
     if not right or len(wrong) < 3:
         return None
     word = chance.choice(right)

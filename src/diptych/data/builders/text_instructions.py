@@ -76,7 +76,7 @@ def build_text_instructions(out: str | Path, source: GallerySource, *, num_sampl
     plan = SetPlan(
         name="text-only",
         description="Instructions without pictures, made by rule: kinds of things, order of words, small sums.",
-        settings={"builder": "text-only", "builder_version": 1, "num_samples": num_samples} | source.settings,
+        settings={"builder": "text-only", "builder_version": 2, "num_samples": num_samples} | source.settings,
         splits=SPLIT_TEXTS,
         licences=tuple(entry for entry in source.licences if entry.source == "emojibase-data"),
     )

@@ -30,12 +30,13 @@ def build_video_qa(out: str | Path, source: ClipSource, *, samples_per_clip: int
     plan = SetPlan(
         name="video-qa",
         description="Clips of animated emoji at one frame a second, and questions about them answered in words.",
-        settings={"builder": "video-qa", "builder_version": 1, "samples_per_clip": samples_per_clip} | source.settings,
+        settings={"builder": "video-qa", "builder_version": 2, "samples_per_clip": samples_per_clip} | source.settings,
         splits={
-            "train": "every clip but the held-out ones, each but for its held-out kind of question",
-            "held_out_concept": "clips of concepts that training never shows",
+            "train": "every clip but those of held-out things, each but for its held-out kind of question",
+            "held_out_concept": "clips of things that training never shows, nor any other set of the six types",
             "held_out_style": "the clips of training in shades of grey, which training never shows",
-            "held_out_combination": "clips of training, each with the kind of question that training never asks of it",
+            "held_out_combination": "clips of training, each with the kind of question that training never asks of it; "
+            "and clips of things that no set's training shows in Fluent",
         },
         licences=source.licences,
     )
