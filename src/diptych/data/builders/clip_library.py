@@ -7,7 +7,7 @@ as pictures of the gallery neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ SAME = 0.012
 GREY = "grey"
 COLOUR = "colour"
 _THUMBNAIL = 32
+_BLANK = 16
 _LEAST_FRAMES = 24
 _GROUPS_OF_PEOPLE = (1, 2, 9)
 """People come in hundreds of near twins (skins, genders, hair), components and flags are no things."""
@@ -60,6 +61,11 @@ class ClipFrames:
     def index_at(self, time: float) -> int:
         """The frame on show at a time, seconds from the start."""
         return min(int(time * self.fps + 1e-6), len(self.frames) - 1)
+
+    def any_blank(self, indices: Iterable[int]) -> bool:
+        """Whether one of the frames is of a single colour: nothing is to be seen in it (a droplet not yet there)."""
+        extremes = (self.frames[index].getextrema() for index in indices)
+        return any(max(int(high) - int(low) for low, high in bands) < _BLANK for bands in extremes)  # type: ignore[misc]
 
     def look_alike(self, one: Sequence[int], other: Sequence[int], *, limit: float = SAME) -> bool:
         return all(self.distances[a, b] < limit for a, b in zip(one, other, strict=True))

@@ -29,6 +29,7 @@ from diptych.data.builders.emoji_concepts import (
     read_concepts,
     thumbnail,
 )
+from diptych.data.builders.fair_answers import AnswerBalance
 from diptych.data.svg import render_svg
 
 LINE_STYLE = "line"
@@ -87,11 +88,17 @@ class Gallery:
         return self.drawn[name, style]
 
     def tags(self, name: str) -> tuple[str, ...]:
-        """Whole words for a concept; for one of training, without those that name what training never shows."""
-        tags = usable_tags(name, self.concepts[name].tags, names=self.concepts)
-        if is_held_out(name, seed=self.seed):
-            return tags
-        return tuple(tag for tag in tags if not is_held_out(tag, seed=self.seed))
+        """Words that go with a concept; for one of training, without those that name what training never shows."""
+        return self._tags[name]
+
+    @cached_property
+    def _tags(self) -> dict[str, tuple[str, ...]]:
+        usable = usable_tags({name: concept.tags for name, concept in self.concepts.items()})
+        unseen = {name for name in self.concepts if is_held_out(name, seed=self.seed)}
+        return {
+            name: tuple(tag for tag in tags if name in unseen or not is_held_out(tag, seed=self.seed))
+            for name, tags in usable.items()
+        }
 
     @cached_property
     def pools(self) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -106,13 +113,13 @@ class Gallery:
             "held_out_combination": {style: tuple(name for name in seen if apart[name] == style) for style in STYLES},
         }
 
-    def pool(self, split: str, chance: random.Random) -> Pool:
-        """One of the split's styles, and the names in it."""
+    def pool(self, split: str, chance: random.Random, balance: AnswerBalance | None = None) -> Pool:
+        """One of the split's styles, and the names in it. `balance`: of the answers that the split has so far."""
         pools = {style: names for style, names in self.pools[split].items() if names}
         if not pools:
             raise ValueError(f"no concept falls into {split}; build with more concepts")
         style = chance.choice(sorted(pools))
-        return Pool(self, style, pools[style])
+        return Pool(self, style, pools[style], balance or AnswerBalance())
 
     def _has_outline(self, name: str) -> bool:
         """Whether the lines alone look different from the flat picture, which training may show."""
@@ -127,12 +134,19 @@ class Pool:
     gallery: Gallery
     style: str
     names: tuple[str, ...]
+    balance: AnswerBalance = field(default_factory=AnswerBalance, repr=False)
 
     def picture(self, name: str) -> Image.Image:
         return self.gallery.picture(name, self.style)
 
     def of_category(self, wanted: Callable[[str | None], bool]) -> list[str]:
         return [name for name in self.names if wanted(category(self.gallery.concepts[name]))]
+
+    @cached_property
+    def by_kind(self) -> dict[str, list[str]]:
+        """The categories that the pool has, and their names."""
+        kinds = {kind: self.of_category(lambda word, kind=kind: word == kind) for kind in CATEGORIES}
+        return {kind: names for kind, names in kinds.items() if names}
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 
-_SAY_NO_THING = frozenset("face with without in of and not done departure arrival".split())
+_SAY_NO_THING = frozenset(("face", "with", "without", "in", "of", "and", "not", "done", "departure", "arrival"))
 
 
 def stem(word: str) -> str:
@@ -27,15 +27,19 @@ def things_in(name: str) -> tuple[str, ...]:
     return tuple(word for word in stems(name) if word not in _SAY_NO_THING) or stems(name) or (name,)
 
 
-def usable_tags(name: str, tags: Iterable[str], *, names: Collection[str]) -> tuple[str, ...]:
-    """The tags that are words and name nothing else. `names`: those of all concepts.
+def usable_tags(tags: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
+    """Name of a concept to those of its tags that are words and name no other concept.
 
     emojibase cuts tags of several words in pieces ("sea lion" of the seal: `sea`, `lion`), which cannot be put together
     again; what is left out are the pieces that name another concept.
     """
-    own, others = set(stems(name)), {stems(other) for other in names}
-    return tuple(
-        tag
-        for tag in tags
-        if re.fullmatch(r"[^\W\d_]{2,}([ -][^\W\d_]{2,})*", tag) and (set(stems(tag)) <= own or stems(tag) not in others)
-    )
+    names = {stems(name) for name in tags}
+    return {
+        name: tuple(
+            tag
+            for tag in found
+            if re.fullmatch(r"[^\W\d_]{2,}([ -][^\W\d_]{2,})*", tag)
+            and (set(stems(tag)) <= set(stems(name)) or stems(tag) not in names)
+        )
+        for name, found in tags.items()
+    }

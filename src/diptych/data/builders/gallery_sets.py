@@ -10,6 +10,7 @@ from diptych.data.builders.concept_gallery import GallerySource, Pool
 from diptych.data.builders.concept_splits import SPLITS
 from diptych.data.builders.data_card import Licence
 from diptych.data.builders.emoji import BuiltSet
+from diptych.data.builders.fair_answers import AnswerBalance
 from diptych.data.builders.set_writing import Draft, SetPlan, build_set, make_drafts
 
 MakeDraft = Callable[[Pool, random.Random], Draft | None]
@@ -56,8 +57,8 @@ def _drafts(source: GallerySource, make: MakeDraft, num_samples: int, *, label: 
     for split in SPLITS:
         wanted = num_samples if split == "train" else max(1, num_samples // 10)
 
-        def make_one(chance: random.Random, split: str = split) -> Draft | None:
-            pool = source.gallery.pool(split, chance)
+        def make_one(chance: random.Random, balance: AnswerBalance, split: str = split) -> Draft | None:
+            pool = source.gallery.pool(split, chance, balance)
             draft = make(pool, chance)
             if draft is not None:
                 draft.meta.update({"style": pool.style})
