@@ -76,6 +76,8 @@ def test_the_card_equals_a_recount_and_splits_share_no_sample(sets: Path, name: 
     licences = {"MIT"} if name == "text-only" else {"MIT", "CC BY-SA 4.0"}
     card = check_card(sets / name, SPLITS, licences=licences)
     assert card.num_samples["train.jsonl"] == 80
+    changed = ["pictures" in entry.used_for and name == "image-to-image" for entry in card.licences]
+    assert ["changed here" in entry.used_for for entry in card.licences] == changed
 
 
 @pytest.mark.parametrize("name", BUILDERS)
