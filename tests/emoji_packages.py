@@ -19,7 +19,8 @@ GROUPS = {
         "6": "play",
         "7": "things",
     },
-    "subgroups": {str(i): f"sub{i}" for i in range(10)} | {"10": "animal-x", "11": "food-fruit", "58": "time"},
+    "subgroups": {str(i): f"sub{i}" for i in range(10)}
+    | {"10": "animal-x", "11": "food-fruit", "12": "drink", "58": "time"},
 }
 NAMES = [f"{first}{second}" for first in ("ba", "do", "ki", "lu") for second in ("m", "rn", "sp", "x", "zel", "fot")]
 FOLDERS = ("openmoji_folder", "fluent_folder", "emojibase_folder")

@@ -55,6 +55,8 @@ def line_clip(num_frames: int = 48, seconds: float = 2.0) -> ClipFrames:
     places = np.arange(num_frames)
     distances = np.abs(places[:, None] - places[None]) * 0.02
     frames = tuple(Image.new("RGB", (4, 4), (int(k),) * 3) for k in places)
+    for frame in frames:
+        frame.putpixel((3, 3), (255, 255, 255))
     return ClipFrames(seconds, frames, distances)
 
 
@@ -220,6 +222,23 @@ def test_what_has_two_right_answers_is_refused() -> None:
     kind = video_qa.make_draft(named, still, "kind", random.Random(0))
     assert kind is not None
     assert kind.assistant == ("an animal",)
+
+
+def test_a_blank_frame_is_never_shown() -> None:
+    """Nothing to be seen before frame 30 of 48, one second of two."""
+    clip = line_clip()
+    blank = tuple(Image.new("RGB", (4, 4), "white") for _ in range(30))
+    late = ClipFrames(2.0, (*blank, *clip.frames[30:]), clip.distances)
+    named = Clip("x", Path("x"), "animal-bird", ())
+    shown: list[int] = []
+    for seed in range(60):
+        for task in TASKS:
+            draft = make_draft(late, task, random.Random(seed))
+            shown += [] if draft is None else draft.meta["frames"]
+        for task in video_qa.TASKS:
+            assert video_qa.make_draft(named, late, task, random.Random(seed)) is None
+    assert shown
+    assert min(shown) >= 30
 
 
 def test_says_what_is_missing(packages: dict[str, Any], tmp_path: Path) -> None:

@@ -21,12 +21,20 @@ from diptych.data.builders.emoji_scenes import (
     HUES,
     Placed,
     draw_scene,
+    fits_word,
     mask_inside,
     mask_outside,
     recolour,
     scatter,
 )
-from diptych.data.builders.emoji_tasks import LEAST_CHANGE, TASKS, box_overlap, build_emoji_tasks, parse_box
+from diptych.data.builders.emoji_tasks import (
+    LEAST_CHANGE,
+    TASKS,
+    another_colour,
+    box_overlap,
+    build_emoji_tasks,
+    parse_box,
+)
 from diptych.data.samples import Sample, read_samples
 from emoji_packages import NAMES, entry, write_packages
 
@@ -71,6 +79,7 @@ def test_the_card_equals_a_recount(tasks: Path) -> None:
         assert len(read_samples(tasks / name)) == card.num_samples[name]
     assert set(card.splits) == set(card.num_samples)
     assert {licence.licence for licence in card.licences} == {"CC BY-SA 4.0", "MIT"}
+    assert ["changed here" in licence.used_for for licence in card.licences] == [True, True, False], "not the names"
 
 
 def test_the_same_arguments_give_the_same_files(emoji: Path, tmp_path: Path) -> None:
@@ -232,3 +241,28 @@ def test_a_set_of_an_earlier_version_says_nothing_of_unseen_concepts(emoji: Path
         del concept["unseen"]
     path.write_text(json.dumps(entries))
     assert build_emoji_tasks(tmp_path / "set", emoji_folder=tmp_path / "emoji", num_samples=2, image_size=32).is_new
+
+
+@pytest.mark.parametrize(
+    ("pixel", "colour", "fits"),
+    [
+        ((255, 140, 0), "orange", True),
+        ((110, 60, 10), "orange", False),  # brown
+        ((255, 235, 40), "yellow", True),
+        ((90, 85, 10), "yellow", False),  # olive
+        ((225, 40, 40), "red", True),
+        ((250, 190, 190), "red", False),  # pink
+        ((30, 90, 30), "green", True),
+        ((30, 90, 30), "blue", False),
+        ((128, 128, 128), "red", False),
+    ],
+)
+def test_a_colour_fits_its_word(pixel: tuple[int, int, int], colour: str, fits: bool) -> None:
+    assert fits_word(Image.new("RGB", (8, 8), pixel), colour) == fits
+
+
+def test_a_dark_leaf_becomes_no_brown_orange() -> None:
+    leaf = Image.new("RGB", (8, 8), (20, 90, 30))
+    found = [another_colour(leaf, random.Random(seed)) for seed in range(40)]
+    assert {one[0] for one in found if one is not None} == {"blue", "purple"}
+    assert all(one is not None and fits_word(one[1], one[0]) for one in found)

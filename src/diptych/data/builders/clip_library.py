@@ -1,12 +1,13 @@
 """The animated emoji as clips: their frames, which of them look alike, and which clips training never shows.
 
-The packages hold one style only. So the held-out style is the same clips in shades of grey, and a held-out
-combination is a clip with a task that training never sets on it.
+The packages hold one style only, Fluent. So the held-out style is the same clips in shades of grey, and a held-out
+combination is a clip with a task that training never sets on it, or of a thing that training never shows in Fluent,
+as pictures of the gallery neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from diptych.data.builders.concept_splits import held_out_choice, is_held_out
 from diptych.data.builders.data_card import Licence
 from diptych.data.builders.emoji import Progress, npm_package, package_version
-from diptych.data.builders.emoji_concepts import read_package_json, without_selectors
+from diptych.data.builders.emoji_concepts import STYLES, read_package_json, without_selectors
 from diptych.data.video import read_clip_info, read_frames
 
 MOVES = 0.03
@@ -28,6 +29,7 @@ SAME = 0.012
 GREY = "grey"
 COLOUR = "colour"
 _THUMBNAIL = 32
+_BLANK = 16
 _LEAST_FRAMES = 24
 _GROUPS_OF_PEOPLE = (1, 2, 9)
 """People come in hundreds of near twins (skins, genders, hair), components and flags are no things."""
@@ -59,6 +61,11 @@ class ClipFrames:
     def index_at(self, time: float) -> int:
         """The frame on show at a time, seconds from the start."""
         return min(int(time * self.fps + 1e-6), len(self.frames) - 1)
+
+    def any_blank(self, indices: Iterable[int]) -> bool:
+        """Whether one of the frames is of a single colour: nothing is to be seen in it (a droplet not yet there)."""
+        extremes = (self.frames[index].getextrema() for index in indices)
+        return any(max(int(high) - int(low) for low, high in bands) < _BLANK for bands in extremes)  # type: ignore[misc]
 
     def look_alike(self, one: Sequence[int], other: Sequence[int], *, limit: float = SAME) -> bool:
         return all(self.distances[a, b] < limit for a, b in zip(one, other, strict=True))
@@ -113,23 +120,36 @@ class ClipSource:
     @property
     def counts(self) -> dict[str, int]:
         """For a card."""
-        held_out = sum(is_held_out(clip.name, seed=self.seed) for clip in self.clips)
+        held_out = sum(not self.is_trained(clip.name) for clip in self.clips)
         return {"clips": len(self.clips), "clips held out": held_out}
+
+    def is_trained(self, name: str) -> bool:
+        """Whether training may show the clip of that name: neither its thing nor that in Fluent is held out."""
+        return not is_held_out(name, seed=self.seed) and held_out_choice(name, STYLES, seed=self.seed) != "fluent"
+
+    def splits_of(self, clip: Clip, tasks: Sequence[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+        """(split, colour or grey, the tasks that the split sets on the clip)."""
+        if not self.is_trained(clip.name):
+            split = "held_out_concept" if is_held_out(clip.name, seed=self.seed) else "held_out_combination"
+            return [(split, COLOUR, tuple(tasks))]
+        apart = held_out_choice(clip.name, tasks, seed=self.seed)
+        found = [
+            ("train", COLOUR, tuple(task for task in tasks if task != apart)),
+            ("held_out_style", GREY, tuple(tasks)),
+        ]
+        return found if apart is None else [*found, ("held_out_combination", COLOUR, (apart,))]
 
     def read_for_splits(
         self, clip: Clip, tasks: Sequence[str]
     ) -> Iterator[tuple[str, str, tuple[str, ...], ClipFrames]]:
-        """(split, colour or grey, the tasks that the split sets on the clip, its frames); the clip is decoded once."""
+        """As of `splits_of`, and the clip's frames; the clip is decoded once."""
         frames = self.read(clip)
-        if is_held_out(clip.name, seed=self.seed):
-            yield "held_out_concept", COLOUR, tuple(tasks), frames
-            return
-        apart = held_out_choice(clip.name, tasks, seed=self.seed)
-        yield "train", COLOUR, tuple(task for task in tasks if task != apart), frames
-        grey = tuple(ImageOps.grayscale(frame).convert("RGB") for frame in frames.frames)
-        yield "held_out_style", GREY, tuple(tasks), replace(frames, frames=grey)
-        if apart is not None:
-            yield "held_out_combination", COLOUR, (apart,), frames
+        for split, colours, asked in self.splits_of(clip, tasks):
+            if colours == GREY:
+                grey = tuple(ImageOps.grayscale(frame).convert("RGB") for frame in frames.frames)
+                yield split, colours, asked, replace(frames, frames=grey)
+            else:
+                yield split, colours, asked, frames
 
     def read(self, clip: Clip) -> ClipFrames:
         """Every frame at `image_size`."""

@@ -1,6 +1,7 @@
 """Everyday concepts in three styles, split into what training shows and what it never does.
 
-Styles: Fluent (3D), OpenMoji (flat), and OpenMoji's lines alone (outline), which is kept out of training whole.
+Styles: Fluent (3D), OpenMoji (flat), and OpenMoji's lines alone (outline), which is kept out of training whole: what
+OpenMoji draws in lines alone anyway (snowflake) has no outline style here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.data.builders.concept_splits import held_out_choice, is_held_out
+from diptych.data.builders.concept_words import usable_tags
 from diptych.data.builders.data_card import Licence
 from diptych.data.builders.emoji import Progress, draw_concept, emoji_licences, npm_package
 from diptych.data.builders.emoji_concepts import (
@@ -27,10 +29,13 @@ from diptych.data.builders.emoji_concepts import (
     read_concepts,
     thumbnail,
 )
+from diptych.data.builders.fair_answers import AnswerBalance
 from diptych.data.svg import render_svg
 
 LINE_STYLE = "line"
 STYLE_NAMES = {"fluent": "3D", "openmoji": "flat", LINE_STYLE: "outline"}
+LOOKS_ALIKE = 0.03
+"""Root mean square between two pictures (of a range of 1) below which they are one for a person."""
 CATEGORIES = {
     "animal": ("animal-",),
     "fruit": ("food-fruit",),
@@ -82,6 +87,19 @@ class Gallery:
             self.drawn[name, style] = draw_in_style(self.concepts[name], style, self.size)
         return self.drawn[name, style]
 
+    def tags(self, name: str) -> tuple[str, ...]:
+        """Words that go with a concept; for one of training, without those that name what training never shows."""
+        return self._tags[name]
+
+    @cached_property
+    def _tags(self) -> dict[str, tuple[str, ...]]:
+        usable = usable_tags({name: concept.tags for name, concept in self.concepts.items()})
+        unseen = {name for name in self.concepts if is_held_out(name, seed=self.seed)}
+        return {
+            name: tuple(tag for tag in tags if name in unseen or not is_held_out(tag, seed=self.seed))
+            for name, tags in usable.items()
+        }
+
     @cached_property
     def pools(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """Split to style to the names that it may show in that style."""
@@ -91,17 +109,22 @@ class Gallery:
         return {
             "train": {style: tuple(name for name in seen if apart[name] != style) for style in STYLES},
             "held_out_concept": dict.fromkeys(STYLES, tuple(unseen)),
-            "held_out_style": {LINE_STYLE: tuple(seen)},
+            "held_out_style": {LINE_STYLE: tuple(name for name in seen if self._has_outline(name))},
             "held_out_combination": {style: tuple(name for name in seen if apart[name] == style) for style in STYLES},
         }
 
-    def pool(self, split: str, chance: random.Random) -> Pool:
-        """One of the split's styles, and the names in it."""
+    def pool(self, split: str, chance: random.Random, balance: AnswerBalance | None = None) -> Pool:
+        """One of the split's styles, and the names in it. `balance`: of the answers that the split has so far."""
         pools = {style: names for style, names in self.pools[split].items() if names}
         if not pools:
             raise ValueError(f"no concept falls into {split}; build with more concepts")
         style = chance.choice(sorted(pools))
-        return Pool(self, style, pools[style])
+        return Pool(self, style, pools[style], balance or AnswerBalance())
+
+    def _has_outline(self, name: str) -> bool:
+        """Whether the lines alone look different from the flat picture, which training may show."""
+        lines, flat = (np.asarray(self.picture(name, s), dtype=np.float32) / 255 for s in (LINE_STYLE, "openmoji"))
+        return float(np.sqrt(np.square(lines - flat).mean())) >= LOOKS_ALIKE
 
 
 @dataclass(frozen=True)
@@ -111,12 +134,19 @@ class Pool:
     gallery: Gallery
     style: str
     names: tuple[str, ...]
+    balance: AnswerBalance = field(default_factory=AnswerBalance, repr=False)
 
     def picture(self, name: str) -> Image.Image:
         return self.gallery.picture(name, self.style)
 
     def of_category(self, wanted: Callable[[str | None], bool]) -> list[str]:
         return [name for name in self.names if wanted(category(self.gallery.concepts[name]))]
+
+    @cached_property
+    def by_kind(self) -> dict[str, list[str]]:
+        """The categories that the pool has, and their names."""
+        kinds = {kind: self.of_category(lambda word, kind=kind: word == kind) for kind in CATEGORIES}
+        return {kind: names for kind, names in kinds.items() if names}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ class Licence:
     licence: str
     origin: str
     used_for: str
+
+
+def with_changed_pictures(licences: tuple[Licence, ...]) -> tuple[Licence, ...]:
+    """For a set that recolours pictures or makes scenes of them: it says so of pictures; names stay as they are."""
+    return tuple(
+        replace(entry, used_for=f"{entry.used_for}; changed here") if "pictures" in entry.used_for else entry
+        for entry in licences
+    )
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def make_draft(pool: Pool, chance: random.Random) -> Draft | None:
     kind = chance.choice(("name", "tags"))
     words = name
     if kind == "tags":
-        tags = pool.gallery.concepts[name].tags
+        tags = pool.gallery.tags(name)
         chosen = chance.sample(tags, min(_NUM_TAGS, len(tags)))
         if not chosen or not is_only_one(name, chosen, pool):
             return None

@@ -11,6 +11,18 @@ from PIL import Image
 
 HUES = {"red": 0, "orange": 18, "yellow": 40, "green": 85, "blue": 155, "purple": 195, "pink": 230}
 """Of 255, as Pillow counts them."""
+LEAST_SHADES = {
+    "red": (130, 140),
+    "orange": (110, 190),
+    "yellow": (90, 190),
+    "green": (64, 70),
+    "blue": (64, 80),
+    "purple": (64, 80),
+    "pink": (64, 170),
+}
+"""Saturation and value, of 255, from which a hue has that name: dark orange is brown, pale red is pink."""
+_COLOURED = 64
+_LIT = 26
 SIDES = {"to the left": (0, 1), "to the right": (2, 1), "above": (1, 0), "below": (1, 2)}
 """Cells (column, row) of a 3 by 3 grid, around what stands in the middle."""
 GREY = (128, 128, 128)
@@ -60,6 +72,18 @@ def recolour(picture: Image.Image, colour: str) -> Image.Image:
     hue, saturation, value = (np.asarray(band) for band in picture.convert("HSV").split())
     changed = np.stack([np.full_like(hue, HUES[colour]), saturation, value], axis=-1)
     return Image.fromarray(changed, mode="HSV").convert("RGB")
+
+
+def fits_word(picture: Image.Image, colour: str) -> bool:
+    """Whether a person calls the picture's coloured parts by that word: hue, saturation and value of most of them."""
+    hue, saturation, value = (np.asarray(band, dtype=int) for band in picture.convert("HSV").split())
+    coloured = (saturation >= _COLOURED) & (value >= _LIT)
+    if not coloured.any():
+        return False
+    around = np.abs((hue[coloured] - HUES[colour] + 128) % 256 - 128)
+    shades = (float(np.median(band[coloured])) for band in (saturation, value))
+    least = LEAST_SHADES[colour]
+    return float(np.median(around)) <= 8 and all(shade >= limit for shade, limit in zip(shades, least, strict=True))
 
 
 def mask_inside(picture: Image.Image, chance: random.Random) -> Image.Image:

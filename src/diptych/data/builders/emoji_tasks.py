@@ -10,14 +10,21 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from diptych.data.builders.data_card import DataCard, building, is_built, read_card, write_card
+from diptych.data.builders.data_card import (
+    DataCard,
+    building,
+    is_built,
+    read_card,
+    with_changed_pictures,
+    write_card,
+)
 from diptych.data.builders.emoji import STYLE_WORDS, BuiltSet, Progress
 from diptych.data.builders.emoji_scenes import (
     HUES,
@@ -25,6 +32,7 @@ from diptych.data.builders.emoji_scenes import (
     Placed,
     cell_box,
     draw_scene,
+    fits_word,
     mask_inside,
     mask_outside,
     recolour,
@@ -44,7 +52,7 @@ NUMBER_WORDS = ("none", "one", "two", "three", "four")
 LEAST_CHANGE = 0.004
 """Mean square by which a picture in another colour differs from before, of a range of 1: less is hardly seen."""
 CORNERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
-_BUILDER_VERSION = 2
+_BUILDER_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -124,9 +132,7 @@ def build_emoji_tasks(
             },
             num_samples=counts,
             splits={f"{prefix}_{task}.jsonl": text for prefix in PREFIXES for task, text in TASKS.items()},
-            licences=tuple(
-                replace(licence, used_for=f"{licence.used_for}; changed here") for licence in parent.licences
-            ),
+            licences=with_changed_pictures(parent.licences),
         )
         write_card(folder, card)
     return BuiltSet(out, card, is_new=True)
@@ -158,11 +164,11 @@ def edit(pool: Pool, chance: random.Random, size: int) -> Task:
 
 
 def another_colour(picture: Image.Image, chance: random.Random) -> tuple[str, Image.Image] | None:
-    """A colour and the picture in it, plainly another one than before; None if it has no colour to change."""
+    """A colour and the picture in it, plainly another one than before and fitting its word; None if none is."""
     for colour in chance.sample(sorted(HUES), len(HUES)):
         answer = recolour(picture, colour)
         before, after = (np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in (picture, answer))
-        if float(np.square(before - after).mean()) >= LEAST_CHANGE:
+        if float(np.square(before - after).mean()) >= LEAST_CHANGE and fits_word(answer, colour):
             return colour, answer
     return None
 

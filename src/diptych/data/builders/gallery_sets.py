@@ -10,14 +10,15 @@ from diptych.data.builders.concept_gallery import GallerySource, Pool
 from diptych.data.builders.concept_splits import SPLITS
 from diptych.data.builders.data_card import Licence
 from diptych.data.builders.emoji import BuiltSet
+from diptych.data.builders.fair_answers import AnswerBalance
 from diptych.data.builders.set_writing import Draft, SetPlan, build_set, make_drafts
 
 MakeDraft = Callable[[Pool, random.Random], Draft | None]
 SPLIT_TEXTS = {
-    "train": "every combination of concept and style but the held-out ones",
-    "held_out_concept": "concepts that training never shows",
-    "held_out_style": "concepts of training in outline style, which training never shows",
-    "held_out_combination": "combinations of concept and style that training never shows",
+    "train": "every combination of concept and style but the held-out ones, and no words for what is held out",
+    "held_out_concept": "concepts that training never shows, nor any other set of the six types",
+    "held_out_style": "concepts of training in outline style, which training never shows; none that is flat alike",
+    "held_out_combination": "combinations of concept and style that training never shows, nor clips (which are Fluent)",
 }
 
 
@@ -38,7 +39,7 @@ def build_gallery_set(
     plan = SetPlan(
         name=name,
         description=description,
-        settings={"builder": name, "builder_version": 1, "num_samples": num_samples} | source.settings,
+        settings={"builder": name, "builder_version": 2, "num_samples": num_samples} | source.settings,
         splits=SPLIT_TEXTS,
         licences=source.licences if licences is None else licences,
     )
@@ -56,8 +57,8 @@ def _drafts(source: GallerySource, make: MakeDraft, num_samples: int, *, label: 
     for split in SPLITS:
         wanted = num_samples if split == "train" else max(1, num_samples // 10)
 
-        def make_one(chance: random.Random, split: str = split) -> Draft | None:
-            pool = source.gallery.pool(split, chance)
+        def make_one(chance: random.Random, balance: AnswerBalance, split: str = split) -> Draft | None:
+            pool = source.gallery.pool(split, chance, balance)
             draft = make(pool, chance)
             if draft is not None:
                 draft.meta.update({"style": pool.style})

@@ -6,17 +6,15 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from diptych.data.builders.concept_gallery import CATEGORIES, GallerySource, Pool, category, with_article
+from diptych.data.builders.concept_gallery import CATEGORIES, GallerySource, Pool, with_article
+from diptych.data.builders.concept_words import stems
 from diptych.data.builders.emoji import QUESTIONS, BuiltSet
+from diptych.data.builders.emoji_concepts import Concept
 from diptych.data.builders.emoji_scenes import Placed, draw_scene
+from diptych.data.builders.fair_answers import listed
 from diptych.data.builders.gallery_sets import build_gallery_set
 from diptych.data.builders.set_writing import Draft
-from diptych.data.builders.visual_thinking import (
-    NUMBERS,
-    cell_of,
-    count_scene,
-    grid_scene,
-)
+from diptych.data.builders.visual_thinking import NUMBERS, cell_of, count_question, count_scene, grid_scene
 
 TASKS = {
     "name": "what it is, by its CLDR name",
@@ -32,6 +30,8 @@ RELATIONS = {
     "higher up than": lambda one, other: one[1] < other[1],
     "lower down than": lambda one, other: one[1] > other[1],
 }
+YES_NO = ("yes", "no")
+_NUM_CHOICES = 4
 
 
 def build_image_qa(out: str | Path, source: GallerySource, *, num_samples: int = 4000) -> BuiltSet:
@@ -61,38 +61,47 @@ def _name(pool: Pool, chance: random.Random) -> Draft:
 
 
 def _kind(pool: Pool, chance: random.Random) -> Draft | None:
-    name = chance.choice(pool.names)
-    kind = category(pool.gallery.concepts[name])
-    words = [with_article(word) for word in CATEGORIES]
-    question = f"Is this {', '.join(words[:-1])} or {words[-1]}?\n"
-    return None if kind is None else Draft((question, pool.picture(name)), (with_article(kind),), {"concept": name})
+    """The kind is drawn first, each as often, then a thing of it."""
+    kinds = {with_article(kind): names for kind, names in pool.by_kind.items()}
+    if len(kinds) < 2:
+        return None
+    answer = pool.balance.draw("kind", sorted(kinds), chance)
+    name = chance.choice(kinds[answer])
+    question = f"Is this {listed([with_article(word) for word in CATEGORIES], chance)}?\n"
+    return Draft((question, pool.picture(name)), (answer,), {"concept": name}, form="kind")
 
 
 def _keyword(pool: Pool, chance: random.Random) -> Draft | None:
-    """Words that stand in the name would give it away, and words of the same subgroup might fit as well."""
-    concept = pool.gallery.concepts[chance.choice(pool.names)]
-    right = [tag for tag in concept.tags if not set(tag.split()) & set(concept.name.split())]
-    others = [c for c in map(pool.gallery.concepts.__getitem__, pool.names) if c.group != concept.group]
-    wrong = sorted({tag for other in others for tag in other.tags} - {*concept.tags, *concept.name.split()})
-    if not right or len(wrong) < 3:
+    """Four things of different groups with a word each, and one of the four is shown: words tell nothing, any may be
+    right. None fits another of the four, nor stands in its name, in singular or plural."""
+    groups: dict[int, list[Concept]] = {}
+    for name in pool.names:
+        concept = pool.gallery.concepts[name]
+        groups.setdefault(concept.group, []).append(concept)
+    if len(groups) < _NUM_CHOICES:
         return None
-    word = chance.choice(right)
-    words = [word, *chance.sample(wrong, 3)]
-    chance.shuffle(words)
-    question = f"Which word goes with this picture: {', '.join(words[:-1])} or {words[-1]}?\n"
-    return Draft((question, pool.picture(concept.name)), (word,), {"concept": concept.name, "words": words})
+    four = [chance.choice(groups[group]) for group in chance.sample(sorted(groups), _NUM_CHOICES)]
+    named = {word for concept in four for word in stems(concept.name)}
+    words: list[str] = []
+    for concept in four:
+        of_others = {word for other in four if other is not concept for tag in other.tags for word in stems(tag)}
+        tags = [tag for tag in pool.gallery.tags(concept.name) if not set(stems(tag)) & (named | of_others)]
+        if not tags:
+            return None
+        words.append(chance.choice(tags))
+    concept, word = four[0], words[0]  # they stand in an order drawn by chance
+    question = f"Which word goes with this picture: {listed(words, chance)}?\n"
+    meta = {"concept": concept.name, "words": sorted(words)}
+    return Draft((question, pool.picture(concept.name)), (word,), meta)
 
 
 def _count(pool: Pool, chance: random.Random) -> Draft | None:
-    placed = count_scene(pool, chance)
-    if placed is None:
+    counted = count_scene(pool, chance, NUMBERS)
+    if counted is None:
         return None
-    word = chance.choice(sorted(CATEGORIES))
-    number = sum(category(pool.gallery.concepts[thing.name]) == word for thing in placed)
-    if number >= len(NUMBERS) or (number == 0 and chance.random() < 0.7):  # else most answers were none
-        return None
+    placed, word, answer = counted
     scene = draw_scene(placed, 2 * pool.gallery.size)
-    return Draft((f"How many {word}s are there?\n", scene), (NUMBERS[number],), _things(placed))
+    return Draft((f"{count_question(word)}\n", scene), (answer,), _things(placed), form=f"count {word}")
 
 
 def _exists(pool: Pool, chance: random.Random) -> Draft | None:
@@ -101,11 +110,12 @@ def _exists(pool: Pool, chance: random.Random) -> Draft | None:
         return None
     there = [thing.name for thing in placed]
     absent = [name for name in pool.names if name not in there]
-    is_there = chance.random() < 0.5 or not absent
-    name = chance.choice(there if is_there else absent)
-    answer = "yes" if is_there else "no"
+    if not absent:
+        return None
+    answer = pool.balance.draw("exists", YES_NO, chance)
+    name = chance.choice(there if answer == "yes" else absent)
     scene = draw_scene(placed, 2 * pool.gallery.size)
-    return Draft((f"Is this in the picture: {name}?\n", scene), (answer,), _things(placed))
+    return Draft((f"Is this in the picture: {name}?\n", scene), (answer,), _things(placed), form="exists")
 
 
 def _position(pool: Pool, chance: random.Random) -> Draft | None:
@@ -117,9 +127,12 @@ def _position(pool: Pool, chance: random.Random) -> Draft | None:
     axis = 0 if "left" in words or "right" in words else 1
     if cell_of(one)[axis] == cell_of(other)[axis]:
         return None
-    answer = "yes" if RELATIONS[words](cell_of(one), cell_of(other)) else "no"
+    form = f"position {words}"
+    answer = pool.balance.draw(form, YES_NO, chance)
+    if RELATIONS[words](cell_of(one), cell_of(other)) != (answer == "yes"):
+        one, other = other, one
     scene = draw_scene(placed, 2 * pool.gallery.size)
-    return Draft((f"Is the {one.name} {words} the {other.name}?\n", scene), (answer,), _things(placed))
+    return Draft((f"Is the {one.name} {words} the {other.name}?\n", scene), (answer,), _things(placed), form=form)
 
 
 def _things(placed: list[Placed]) -> dict[str, list[list[object]]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diptych.data.builders.concept_gallery import STYLE_NAMES, GallerySource, Pool
 from diptych.data.builders.concept_splits import is_held_out
+from diptych.data.builders.data_card import with_changed_pictures
 from diptych.data.builders.emoji import BuiltSet
 from diptych.data.builders.emoji_concepts import STYLES
 from diptych.data.builders.emoji_scenes import Placed, cell_box, draw_scene
@@ -34,7 +35,7 @@ def build_image_to_image(out: str | Path, source: GallerySource, *, num_samples:
         name="image-to-image",
         description="Pictures and scenes of emoji, what to change of them, and the changed picture.",
         num_samples=num_samples,
-        licences=tuple(replace(entry, used_for=f"{entry.used_for}; changed here") for entry in source.licences),
+        licences=with_changed_pictures(source.licences),
     )
 
 

@@ -40,13 +40,14 @@ def build_pure_video(out: str | Path, source: ClipSource, *, samples_per_clip: i
     plan = SetPlan(
         name="pure-video",
         description="Clips of animated emoji: what comes later, before, between, and in which order.",
-        settings={"builder": "pure-video", "builder_version": 1, "samples_per_clip": samples_per_clip}
+        settings={"builder": "pure-video", "builder_version": 2, "samples_per_clip": samples_per_clip}
         | source.settings,
         splits={
-            "train": "every clip but the held-out ones, each but for its held-out task",
-            "held_out_concept": "clips of concepts that training never shows",
+            "train": "every clip but those of held-out things, each but for its held-out task",
+            "held_out_concept": "clips of things that training never shows, nor any other set of the six types",
             "held_out_style": "the clips of training in shades of grey, which training never shows",
-            "held_out_combination": "clips of training, each with the task that training never sets on it",
+            "held_out_combination": "clips of training, each with the task that training never sets on it; and clips "
+            "of things that no set's training shows in Fluent",
         },
         licences=source.licences,
     )
@@ -85,7 +86,7 @@ def make_draft(clip: ClipFrames, task: str, chance: random.Random) -> Draft | No
     count = chance.randint(least, most)
     start = chance.uniform(0, clip.seconds - (count - 1) * interval)
     window = [clip.index_at(start + place * interval) for place in range(count)]
-    if any(clip.distances[a, b] < MOVES for a, b in itertools.pairwise(window)):
+    if clip.any_blank(window) or any(clip.distances[a, b] < MOVES for a, b in itertools.pairwise(window)):
         return None
     draft = _MAKERS[task](clip, window, f"{interval:.1f}", chance)
     if draft is not None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from diptych.data.builders.data_card import DataCard, Licence, building, is_built, read_card, write_card
 from diptych.data.builders.emoji import BuiltSet, Progress
+from diptych.data.builders.fair_answers import AnswerBalance
 from diptych.data.samples import Message, Sample, write_samples
 
 Part = str | Image.Image
@@ -24,11 +25,19 @@ MAX_REFUSALS = 400
 
 @dataclass(frozen=True)
 class Draft:
-    """One question and its answer, pictures still in memory, and what the answer can be checked by."""
+    """One question and its answer, pictures still in memory, and what the answer can be checked by.
+
+    `form`: what the answer was drawn for from an AnswerBalance; None where it was not.
+    """
 
     user: tuple[Part, ...]
     assistant: tuple[Part, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+    form: str | None = None
+
+    def count_in(self, balance: AnswerBalance) -> None:
+        if self.form is not None:
+            balance.count(self.form, str(self.assistant[-1]).strip())
 
 
 @dataclass(frozen=True)
@@ -86,15 +95,18 @@ def build_set(
     return BuiltSet(out, card, is_new=True)
 
 
-def make_drafts(make: Callable[[random.Random], Draft | None], num_samples: int, *, label: str) -> Iterator[Draft]:
+def make_drafts(
+    make: Callable[[random.Random, AnswerBalance], Draft | None], num_samples: int, *, label: str
+) -> Iterator[Draft]:
     """`num_samples` different drafts of `make`, which may refuse (None); fewer where it finds no new ones.
 
-    `label` (seed, set and split) decides the draws.
+    `label` (seed, set and split) decides the draws. `make` is given the answers of the drafts so far.
     """
+    balance = AnswerBalance()
     seen: set[str] = set()
     refusals = number = 0
     while len(seen) < num_samples and refusals < MAX_REFUSALS:
-        draft = make(random.Random(f"{label}:{number}"))
+        draft = make(random.Random(f"{label}:{number}"), balance)
         number += 1
         key = "" if draft is None else _key(_words(draft.user), _words(draft.assistant), _pixel_hashes(draft))
         if draft is None or key in seen:
@@ -102,6 +114,7 @@ def make_drafts(make: Callable[[random.Random], Draft | None], num_samples: int,
             continue
         refusals = 0
         seen.add(key)
+        draft.count_in(balance)
         yield draft
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from diptych.data.builders.concept_gallery import CATEGORIES, GallerySource, category, with_article
 from diptych.data.builders.concept_splits import SPLITS, held_out_choice, is_held_out
 from diptych.data.builders.emoji import BuiltSet
+from diptych.data.builders.fair_answers import AnswerBalance, listed
 from diptych.data.builders.set_writing import Draft, SetPlan, build_set, make_drafts
 
 WORDINGS = {
@@ -76,7 +77,7 @@ def build_text_instructions(out: str | Path, source: GallerySource, *, num_sampl
     plan = SetPlan(
         name="text-only",
         description="Instructions without pictures, made by rule: kinds of things, order of words, small sums.",
-        settings={"builder": "text-only", "builder_version": 1, "num_samples": num_samples} | source.settings,
+        settings={"builder": "text-only", "builder_version": 2, "num_samples": num_samples} | source.settings,
         splits=SPLIT_TEXTS,
         licences=tuple(entry for entry in source.licences if entry.source == "emojibase-data"),
     )
@@ -86,8 +87,8 @@ def build_text_instructions(out: str | Path, source: GallerySource, *, num_sampl
         for split in SPLITS:
             wanted = num_samples if split == "train" else max(1, num_samples // 10)
 
-            def make_one(chance: random.Random, split: str = split) -> Draft | None:
-                return make_draft(words, split, chance)
+            def make_one(chance: random.Random, balance: AnswerBalance, split: str = split) -> Draft | None:
+                return make_draft(words, split, chance, balance)
 
             for draft in make_drafts(make_one, wanted, label=f"{source.seed}:text-only:{split}"):
                 yield split, draft
@@ -97,26 +98,30 @@ def build_text_instructions(out: str | Path, source: GallerySource, *, num_sampl
     )
 
 
-def make_draft(words: Words, split: str, chance: random.Random) -> Draft | None:
+def make_draft(words: Words, split: str, chance: random.Random, balance: AnswerBalance) -> Draft | None:
     """One instruction; None where the drawn names or number do not fit the split."""
     tasks = _OF_NAMES if split == "held_out_concept" else tuple(WORDINGS)
     task = chance.choice(tasks)
-    made = _MAKERS[task](words, split, chance)
+    made = _kind(words, split, chance, balance) if task == "kind" else _MAKERS[task](words, split, chance)
     if made is None:
         return None
     values, answer = made
     wording = WORDINGS[task][-1] if split == "held_out_style" else chance.choice(WORDINGS[task][:-1])
-    return Draft((wording.format(**values),), (answer,), {"task": task})
+    return Draft((wording.format(**values),), (answer,), {"task": task}, form="kind" if task == "kind" else None)
 
 
-def _kind(words: Words, split: str, chance: random.Random) -> tuple[dict[str, Any], str] | None:
-    names = [name for name in words.names(split, "kind") if words.kinds[name]]
-    if not names:
+def _kind(words: Words, split: str, chance: random.Random, balance: AnswerBalance) -> tuple[dict[str, Any], str] | None:
+    """The kind is drawn first, each as often, then a name of it."""
+    by_kind: dict[str, list[str]] = {}
+    for name in words.names(split, "kind"):
+        kind = words.kinds[name]
+        if kind is not None:
+            by_kind.setdefault(with_article(kind), []).append(name)
+    if len(by_kind) < 2:
         return None
-    name = chance.choice(names)
-    choices = [with_article(word) for word in CATEGORIES]
-    values = {"name": name, "choices": f"{', '.join(choices[:-1])} or {choices[-1]}"}
-    return values, with_article(words.kinds[name] or "")
+    answer = balance.draw("kind", sorted(by_kind), chance)
+    choices = listed([with_article(word) for word in CATEGORIES], chance)
+    return {"name": chance.choice(by_kind[answer]), "choices": choices}, answer
 
 
 def _odd(words: Words, split: str, chance: random.Random) -> tuple[dict[str, Any], str] | None:
@@ -176,7 +181,6 @@ def _company(words: Words, split: str, task: str) -> list[str]:
 
 
 _MAKERS: dict[str, Callable[[Words, str, random.Random], tuple[dict[str, Any], str] | None]] = {
-    "kind": _kind,
     "odd": _odd,
     "sort": _sort,
     "reverse": _reverse,

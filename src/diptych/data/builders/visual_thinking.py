@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from diptych.data.builders.concept_gallery import CATEGORIES, GallerySource, Pool, category
+from diptych.data.builders.concept_gallery import GallerySource, Pool, category
 from diptych.data.builders.emoji import BuiltSet
 from diptych.data.builders.emoji_scenes import Placed, cell_box, draw_scene
 from diptych.data.builders.gallery_sets import build_gallery_set
@@ -24,7 +24,8 @@ SCENE_SCALE = 2
 RED = (230, 20, 20)
 ORDINALS = ("first", "second", "third", "fourth")
 NEIGHBOURS = {"to the left of": (-1, 0), "to the right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+NUMBERS = ("zero", "one", "two", "three", "four")
+"""How many things of a kind are asked for: few enough that a split has them of several kinds."""
 ZOOM_LEADS = ("Let me look closer.", "I will zoom in on it.", "Let me zoom in.")
 BOX_LEADS = ("Let me mark what matters.", "I will draw boxes around what matters.", "Let me mark it first.")
 
@@ -42,15 +43,22 @@ def build_visual_thinking(out: str | Path, source: GallerySource, *, num_samples
 
 
 def make_draft(pool: Pool, chance: random.Random) -> Draft | None:
-    """One question on a scene of three to seven things in a grid of 4 by 4, answered by a zoom or by boxes."""
+    """One question on a scene of three to eight things in a grid of 4 by 4, answered by a zoom or by boxes."""
     kind = chance.choice(("place", "neighbour", "count"))
-    placed = count_scene(pool, chance) if kind == "count" else grid_scene(pool, chance, chance.randint(3, 7))
-    if placed is None:
-        return None
-    found = _count(pool, placed, chance) if kind == "count" else _ask(kind, placed, chance)
-    if found is None:
-        return None
-    question, wanted, answer = found
+    form = None
+    if kind == "count":
+        counted = count_scene(pool, chance, NUMBERS[1:])
+        if counted is None:
+            return None
+        placed, word, answer = counted
+        wanted = [thing for thing in placed if category(pool.gallery.concepts[thing.name]) == word]
+        question, form = count_question(word), f"count {word}"
+    else:
+        placed = grid_scene(pool, chance, chance.randint(3, 7))
+        found = None if placed is None else _ask(kind, placed, chance)
+        if placed is None or found is None:
+            return None
+        question, wanted, answer = found
     scene = draw_scene(placed, SCENE_SCALE * pool.gallery.size)
     meta = {"kind": kind, "things": [[thing.name, list(cell_of(thing))] for thing in placed]}
     # What has several right places, or none, is boxed; one thing is looked at either way.
@@ -59,7 +67,7 @@ def make_draft(pool: Pool, chance: random.Random) -> Draft | None:
     else:
         look, lead, meta["look"] = draw_boxes(scene, wanted), chance.choice(BOX_LEADS), "boxes"
     meta["wanted"] = [list(cell_of(thing)) for thing in wanted]
-    return Draft((f"{question}\n", scene), (f"{lead}\n", look, f"\n{answer}"), meta)
+    return Draft((f"{question}\n", scene), (f"{lead}\n", look, f"\n{answer}"), meta, form)
 
 
 def grid_scene(pool: Pool, chance: random.Random, count: int) -> list[Placed] | None:
@@ -69,11 +77,26 @@ def grid_scene(pool: Pool, chance: random.Random, count: int) -> list[Placed] | 
     return _placed(pool, chance.sample(pool.names, count), chance)
 
 
-def count_scene(pool: Pool, chance: random.Random) -> list[Placed] | None:
-    """Three to seven things that plainly are, or are not, of the categories that questions count."""
-    names = pool.of_category(lambda word: word is not None)
-    count = min(chance.randint(3, 7), len(names))
-    return _placed(pool, chance.sample(names, count), chance) if count >= 3 else None
+def count_scene(pool: Pool, chance: random.Random, numbers: Sequence[str]) -> tuple[list[Placed], str, str] | None:
+    """A scene, a category, and how many of it are there: the number is drawn first, each as often for each category.
+
+    Two to four other things stand by, which plainly are of other categories. None if no category of the pool has
+    enough names for all numbers: then some answers would be rarer.
+    """
+    plain = pool.by_kind
+    most = len(NUMBERS) - 1
+    words = [w for w in plain if len(plain[w]) >= most and sum(map(len, plain.values())) - len(plain[w]) >= 4]
+    if not words:
+        return None
+    word = chance.choice(words)
+    answer = pool.balance.draw(f"count {word}", numbers, chance)
+    others = [name for kind, names in plain.items() if kind != word for name in names]
+    names = chance.sample(plain[word], NUMBERS.index(answer)) + chance.sample(others, chance.randint(2, 4))
+    return _placed(pool, names, chance), word, answer
+
+
+def count_question(word: str) -> str:
+    return f"How many {word}s are there?"
 
 
 def cell_of(thing: Placed) -> tuple[int, int]:
@@ -121,11 +144,3 @@ def _ask(kind: str, placed: list[Placed], chance: random.Random) -> tuple[str, l
         return None
     thing, where, other = chance.choice(pairs)
     return f"What is directly {where} the {thing.name}?", [other], other.name
-
-
-def _count(pool: Pool, placed: list[Placed], chance: random.Random) -> tuple[str, list[Placed], str] | None:
-    word = chance.choice(sorted(CATEGORIES))
-    wanted = [thing for thing in placed if category(pool.gallery.concepts[thing.name]) == word]
-    if not 1 <= len(wanted) < len(NUMBERS):
-        return None
-    return f"How many {word}s are there?", wanted, NUMBERS[len(wanted)]
