@@ -93,6 +93,35 @@ def test_a_micro_batch_of_nothing_usable_changes_nothing(tmp_path: Path) -> None
     assert result.skipped_samples == {"broken": sum(pick[1:] in broken for pick in picks)}
 
 
+@pytest.mark.parametrize("train", [{}, {"packing_length": 3}], ids=["equal", "packed"])
+def test_the_first_batches_may_hold_nothing_usable(tmp_path: Path, train: dict[str, Any]) -> None:
+    """A sample of later stands in for them; it weighs nothing."""
+    picks = drawn(20)
+    method = ToyMethod(broken={pick[1:] for pick in picks[:3]})
+    if train:  # its length is known, but nothing can be made of it
+        method.num_tokens = lambda *_, **__: 3  # type: ignore[method-assign]
+    bad = sum(pick[1:] in method.broken for pick in picks)
+    result = run_training(recipe_of(tmp_path, per_device_train_batch_size=1, **train), method)
+    assert (result.step, result.skipped_samples) == (20, {"broken": bad})
+
+
+def test_a_run_that_resumes_at_a_bad_sample_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    """With randomness in the forward pass: what stands in must be the same."""
+    bad = drawn(10)[6]
+    options: dict[str, Any] = {"broken": [bad[1:]], "noise": 0.1}
+    size = {"per_device_train_batch_size": 1}
+    whole = run_training(recipe_of(tmp_path / "whole", **size), ToyMethod(**options))
+    stop = threading.Event()
+    method = HookedMethod(lambda done: stop.set() if done == 5 else None, **options)
+    assert run_training(recipe_of(tmp_path / "parts", **size), method, stop=stop).interrupted
+    assert state(tmp_path / "parts")["step"] == 6
+    recipe = recipe_of(tmp_path / "parts", resume_from_checkpoint="latest", **size)
+    parts = run_training(recipe, ToyMethod(**options))
+    assert parts.skipped_samples == whole.skipped_samples
+    assert parts.losses == whole.losses
+    assert state(tmp_path / "whole")["random_states"] == state(tmp_path / "parts")["random_states"]
+
+
 def test_the_first_batch_must_hold_something(tmp_path: Path) -> None:
     everything = [(source, index) for source, num in enumerate((11, 7)) for index in range(num)]
     with pytest.raises(ValueError, match="is broken"):

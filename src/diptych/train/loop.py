@@ -174,7 +174,8 @@ class _Run:
             state=progress.data_state,
         )
         num_steps, depth = config.max_steps - self.first_step, max(2, 4 // config.gradient_accumulation_steps)
-        with Prefetcher(self.method, plan, seed=seed, num_steps=num_steps, depth=depth) as loader:
+        pick = self.mixture.pick
+        with Prefetcher(self.method, plan, pick=pick, seed=seed, num_steps=num_steps, depth=depth) as loader:
             while progress.step < config.max_steps:
                 step_start = time.perf_counter()
                 batches = loader.next_step()
