@@ -201,7 +201,6 @@ class _Run:
         agreed = agree(
             step,
             names=sorted(self.method.loss_weights),
-            tally=self.state.progress.samples,
             train_seconds=train_seconds,
             asked=self.stop is not None and self.stop.is_set(),
             caught=self.interrupt.signal,
@@ -217,8 +216,7 @@ class _Run:
         seen = agreed.num_samples + agreed.num_skipped
         for line in tally.add(step.skipped, num_seen=seen, num_skipped=agreed.num_skipped):
             self.display.say(line)
-        tally.in_a_row = agreed.in_a_row
-        tally.check(max_fraction=self.recipe.data.max_bad_fraction, too_many_in_a_row=agreed.too_many_in_a_row)
+        tally.check(max_fraction=self.recipe.data.max_bad_fraction)
 
     def _step(self, step: StepBatches, agreed: Agreement) -> None:
         """One optimisation step. Raises NonFiniteError, with nothing changed, if it must not be taken or skipped."""
