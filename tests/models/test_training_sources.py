@@ -128,3 +128,19 @@ def test_what_is_encoded_reaches_the_disk_in_few_shards(tmp_path: Path, monkeypa
     again = encoded(encoder, tmp_path / "cache")
     again.prepare([sample.images[0] for sample in data.samples[0]])
     assert encoder.batches == [1] * 5
+
+
+def test_a_full_disk_makes_no_image_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_sources, "PREPARED_IMAGES", 1)
+    monkeypatch.setattr("diptych.models.encoded_images.SAVED_AT_ONCE", 1)
+    data = sources_of(tmp_path)
+    data.encode_with(encoded(Encoder(), tmp_path / "cache"))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diptych.data.tensor_cache.save_file", fail)
+    with pytest.warns(UserWarning, match="No space left") as told:
+        for index in range(len(COLOURS)):
+            data.prepare([(0, 0, index)])
+    assert len(told) == 1

@@ -69,8 +69,9 @@ class EncodedImages:
                 if self.cache is not None:
                     self.cache.put(name, {"latent": own})
         self._num_unsaved += len(missing)
-        if self._num_unsaved >= SAVED_AT_ONCE:
-            self.flush()
+        if self._num_unsaved >= SAVED_AT_ONCE and self.cache is not None:
+            self.cache.flush_or_warn()
+            self._num_unsaved = 0
 
     def flush(self) -> None:
         """Brings what was encoded to the disk. Raises ValueError if it cannot be written."""
