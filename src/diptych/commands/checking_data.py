@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def validate(recipe: Recipe, *, held_out: list[Path], out: Path | None, progress: Any) -> None:
     """Prints counts by source and problem. Raises ValueError, at the end, if there is any problem."""
-    from diptych.data.sources import open_sources
     from diptych.data.held_out import open_held_out
+    from diptych.data.sources import open_sources
     from diptych.data.validation import validate_sources
     from diptych.models.sample_tokens import stream_builder
 

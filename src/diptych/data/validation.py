@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from diptych.data.recently_used import RecentlyUsed
-from diptych.data.references import content_hash, open_reference
+from diptych.data.references import content_hash, memory_key, open_reference
 from diptych.data.samples import RecordError, Sample
 from diptych.data.sources import Source
 from diptych.sequence import Sequence as Stream
@@ -180,7 +180,7 @@ def _look(image: str, seen: LookedAt, look: bool) -> str | ValueError:
         except ValueError as error:
             return error
 
-    return seen.get_or_make(image, open_it) if look else image
+    return seen.get_or_make(memory_key(image), open_it) if look else image
 
 
 def _content(sample: Sample, hashes: Sequence[str]) -> str:
