@@ -58,3 +58,23 @@ def test_tokens_with_loss_are_marked(recipe: Path) -> None:
     assert "| 'Draw red.\\n'" in lines
     assert any(line.startswith("loss | [target image, 16 tokens: ") and "red.png" in line for line in lines)
     assert any(line.startswith("loss | ") and "<image_start>" in line for line in lines)
+
+
+def test_what_no_pack_can_hold_is_no_good_sample(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + "train: {packing_length: 16}\n")
+    done = CliRunner().invoke(app, ["validate", str(recipe)])
+    assert isinstance(done.exception, ValueError)
+    assert "too long: 1 samples" in done.output
+    assert "packs of 16" in " ".join(done.output.split())
+
+
+def test_a_bad_sample_is_named_and_the_next_ones_shown(recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    good = path.read_text()
+    unlearnt = json.dumps({"messages": [{"role": "user", "content": "What?"}], "images": []}) + "\n"
+    path.write_text(good + "{\n" + unlearnt + good)
+    done = CliRunner().invoke(app, ["show", str(recipe), "--tokens", "--num", "4"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert sum("tokens" in line and line.startswith(str(path)) for line in lines) == 2
+    assert sum("training skips it" in line and line.startswith(str(path)) for line in lines) == 2

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from diptych.data import sources as sources_module
 from diptych.data.bad_records import survey_images
 from diptych.data.references import content_hash, frame_reference, open_reference, split_frame
 from diptych.data.samples import Message, RecordError, Sample
@@ -334,6 +335,17 @@ def test_absolute_paths_are_allowed_only_where_the_recipe_says(folder: Path, tmp
 
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
+
+def test_images_in_records_are_kept_by_their_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not so many samples, whatever they weigh."""
+    monkeypatch.setattr(sources_module, "SAMPLE_BYTES_KEPT", 50_000)
+    image = "data:image/png;base64," + "A" * 10_000
+    records = [{"messages": [{"role": "user", "content": f"<image>{n}"}], "images": [image]} for n in range(20)]
+    source = source_of(write(folder / "x.jsonl", *records))
+    assert len(list(source)) == 20
+    assert 3 <= len(source._kept) <= 4
+    assert survey_images([source], max_bad_fraction=0, max_bytes=100_000) is None
 
 
 def test_a_small_set_is_surveyed_and_a_large_one_is_not(folder: Path) -> None:

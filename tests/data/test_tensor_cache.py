@@ -144,6 +144,23 @@ def test_a_full_disk_leaves_nothing_half_written_and_flush_can_be_tried_again(
     assert TensorCache(tmp_path, key="m").get("a") is not None
 
 
+def test_a_full_disk_is_told_once_and_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_cache, "SHARD_BYTES", 1000)
+    cache = TensorCache(tmp_path, key="m", memory_bytes=2000)
+    with monkeypatch.context() as patch:
+        patch.setattr(tensor_cache, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for number in range(200):
+                cache.put(f"c{number}", torch.full((100,), float(number)))
+                assert len(cache._values) <= 6
+                assert len(cache._unsaved) <= 6
+        assert ["No space left" in str(one.message) for one in told] == [True]
+    assert found(cache, "c199")["tensor"].equal(torch.full((100,), 199.0))
+    cache.flush()
+    assert found(TensorCache(tmp_path, key="m"), "c199")["tensor"].equal(torch.full((100,), 199.0))
+
+
 def test_large_amounts_reach_the_disk_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_cache, "SHARD_BYTES", 1000)
     cache = TensorCache(tmp_path, key="m")

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import zeros
 
 from diptych.backbones.tiny_language import build_byte_tokenizer
+from diptych.data.held_out import open_held_out
 from diptych.data.samples import Message, Sample
 from diptych.data.sources import Source, open_sources
 from diptych.data.tokenize import build_sequence
@@ -100,6 +101,44 @@ def test_what_is_held_out_is_known_by_its_content(folder: Path) -> None:
     assert {name: count for name, (count, _) in report.problems.items()} == {"held out": 1}
     assert report.shared_images == 1
     assert report.num_samples == 3
+
+
+@pytest.mark.parametrize("unread", ["{", record("<image>?", "x", "broken.png"), record("<image>?", "x", "nowhere.png")])
+def test_held_out_records_that_cannot_be_read_are_told(folder: Path, unread: Any) -> None:
+    held_out = sources(folder, "held.jsonl", GOOD[0], unread)
+    _, report = validate_sources(sources(folder, "a.jsonl", *GOOD[1:]), held_out=held_out)
+    assert "held.jsonl" in report.name
+    assert {name: count for name, (count, _) in report.problems.items()} == {"held-out record": 1}
+    assert "held.jsonl" in report.problems["held-out record"][1][0]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "image_root": {"image_root": "pictures"},
+    "columns": {"columns": {"messages": "turns"}},
+    "task": {"task": "draw", "prompt_templates": ("Draw {caption}.",)},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_held_out_file_is_read_as_the_source_beside_it(folder: Path, setting: str) -> None:
+    """An identical file is all held out, whatever its reader needs."""
+    config = dict(SETTINGS[setting])
+    one = record("Draw.", "<image>", "red.png")
+    if "image_root" in config:
+        config["image_root"] = str(folder / "pictures")
+        (folder / "pictures").mkdir()
+        (folder / "red.png").rename(folder / "pictures" / "red.png")
+    if "columns" in config:
+        one["turns"] = one.pop("messages")
+    if "task" in config:
+        one = {"image": "red.png", "caption": "a red square"}
+    for name in ("a", "held_out"):
+        (folder / f"{name}.jsonl").write_text(json.dumps(one) + "\n")
+    other = SourceConfig(path=str(folder / "b.jsonl"))  # without the settings: another way of reading the file
+    data = DataConfig(sources=(other, SourceConfig(path=str(folder / "a.jsonl"), **config)))
+    held_out = open_held_out(folder / "held_out.jsonl", data)
+    (report,) = validate_sources([Source(data.sources[1], data)], held_out=held_out)
+    assert {name: count for name, (count, _) in report.problems.items()} == {"held out": 1}
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.data.samples import RecordError
+from diptych.data_settings import SourceConfig
 from diptych.models import training_sources
 from diptych.models.encoded_images import EncodedImages
-from diptych.models.training_sources import TrainingSources
+from diptych.models.training_sources import NO_IMAGE, TrainingSources
+from diptych.sequence import ImageSpan
+from diptych.sequence import Sequence as Stream
 from tiny_xfusion import tiny_recipe
 
 COLOURS = ("red", "lime", "blue", "white", "black")
@@ -128,3 +133,45 @@ def test_what_is_encoded_reaches_the_disk_in_few_shards(tmp_path: Path, monkeypa
     again = encoded(encoder, tmp_path / "cache")
     again.prepare([sample.images[0] for sample in data.samples[0]])
     assert encoder.batches == [1] * 5
+
+
+def test_a_full_disk_makes_no_image_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_sources, "PREPARED_IMAGES", 1)
+    monkeypatch.setattr("diptych.models.encoded_images.SAVED_AT_ONCE", 1)
+    data = sources_of(tmp_path)
+    data.encode_with(encoded(Encoder(), tmp_path / "cache"))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diptych.data.tensor_cache.save_file", fail)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for index in range(len(COLOURS)):
+            data.prepare([(0, 0, index)])
+    assert ["No space left" in str(one.message) for one in told] == [True]
+
+
+def test_images_of_a_stream_are_not_read_before_they_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream has no way back: neither a survey nor a spread over it."""
+    sources_of(tmp_path)
+    monkeypatch.setattr(SourceConfig, "is_stream", True)
+    data = TrainingSources(tiny_recipe(data={"sources": [{"path": str(tmp_path / "x.jsonl")}]}), cache_dir=None)
+    assert data.images is None
+    assert data.spread(0, 2) == [0, 1]
+    assert [Path(image).name for image in data.some_images(2)] == ["red.png", "lime.png"]
+
+
+def test_images_in_the_records_are_not_what_memory_is_for(tmp_path: Path) -> None:
+    """Known by their content: no store holds on to the words of a long reference."""
+    file = io.BytesIO()
+    Image.effect_noise((40, 40), 90).save(file, "PNG")
+    image = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    encoder = Encoder()
+    images = encoded(encoder, tmp_path / "cache")
+    value = images.load(image)
+    assert torch.equal(images.load(image), value)
+    assert encoder.batches == [1]
+    assert all(len(key) < 100 < len(image) for key in images._encoded._values)
+    stream = Stream((ImageSpan(NO_IMAGE, 4, is_target=True, source=image),))
+    assert training_sources._stream_bytes(stream) > len(image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from diptych.config import Recipe
 from diptych.data.mixture import Mixture
 from diptych.train.log import read_log
 from diptych.train.loop import run_training
-from diptych.train.skipped_samples import MOST_IN_A_ROW, SkippedSample, SkippedSamples, TooManyBadSamples
-from train.toy_method import HookedMethod, ToyMethod, toy_recipe
+from diptych.train.skipped_samples import DRAWS_REMEMBERED, SkippedSample, SkippedSamples, TooManyBadSamples
+from train.toy_method import Broken, HookedMethod, ToyMethod, toy_recipe
 
 BROKEN = [(0, 3), (1, 5)]
 
@@ -93,6 +94,35 @@ def test_a_micro_batch_of_nothing_usable_changes_nothing(tmp_path: Path) -> None
     assert result.skipped_samples == {"broken": sum(pick[1:] in broken for pick in picks)}
 
 
+@pytest.mark.parametrize("train", [{}, {"packing_length": 3}], ids=["equal", "packed"])
+def test_the_first_batches_may_hold_nothing_usable(tmp_path: Path, train: dict[str, Any]) -> None:
+    """A sample of later stands in for them; it weighs nothing."""
+    picks = drawn(20)
+    method = ToyMethod(broken={pick[1:] for pick in picks[:3]})
+    if train:  # its length is known, but nothing can be made of it
+        method.num_tokens = lambda *_, **__: 3  # type: ignore[method-assign]
+    bad = sum(pick[1:] in method.broken for pick in picks)
+    result = run_training(recipe_of(tmp_path, per_device_train_batch_size=1, **train), method)
+    assert (result.step, result.skipped_samples) == (20, {"broken": bad})
+
+
+def test_a_run_that_resumes_at_a_bad_sample_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    """With randomness in the forward pass: what stands in must be the same."""
+    bad = drawn(10)[6]
+    options: dict[str, Any] = {"broken": [bad[1:]], "noise": 0.1}
+    size = {"per_device_train_batch_size": 1}
+    whole = run_training(recipe_of(tmp_path / "whole", **size), ToyMethod(**options))
+    stop = threading.Event()
+    method = HookedMethod(lambda done: stop.set() if done == 5 else None, **options)
+    assert run_training(recipe_of(tmp_path / "parts", **size), method, stop=stop).interrupted
+    assert state(tmp_path / "parts")["step"] == 6
+    recipe = recipe_of(tmp_path / "parts", resume_from_checkpoint="latest", **size)
+    parts = run_training(recipe, ToyMethod(**options))
+    assert parts.skipped_samples == whole.skipped_samples
+    assert parts.losses == whole.losses
+    assert state(tmp_path / "whole")["random_states"] == state(tmp_path / "parts")["random_states"]
+
+
 def test_the_first_batch_must_hold_something(tmp_path: Path) -> None:
     everything = [(source, index) for source, num in enumerate((11, 7)) for index in range(num)]
     with pytest.raises(ValueError, match="is broken"):
@@ -115,17 +145,57 @@ def test_the_share_that_is_allowed(seen: int, bad: int, fraction: float, refused
     tally = SkippedSamples(seen=seen, by_kind={"image": bad})
     if refused:
         with pytest.raises(TooManyBadSamples, match="image"):
-            tally.check(max_fraction=fraction, too_many_in_a_row=False)
+            tally.check(max_fraction=fraction)
     else:
-        tally.check(max_fraction=fraction, too_many_in_a_row=False)
+        tally.check(max_fraction=fraction)
 
 
-def test_a_hundred_in_a_row_end_the_run_whatever_the_share() -> None:
-    tally = SkippedSamples(seen=10**6, in_a_row=60)
-    assert tally.in_a_row_after([(0, 30), (0, 10)]) == MOST_IN_A_ROW
-    assert tally.in_a_row_after([(0, 30), (2, 10)]) == 10
-    with pytest.raises(TooManyBadSamples, match="100 samples in a row"):
-        tally.check(max_fraction=1, too_many_in_a_row=True)
+def skipped_at(draws: Iterable[int]) -> list[SkippedSample]:
+    return [SkippedSample((draw, 0, draw), "image", "corrupt") for draw in draws]
+
+
+def test_a_hundred_draws_in_a_row_end_the_run_whatever_the_share() -> None:
+    tally = SkippedSamples(seen=10**6)
+    for start in (300, 400):  # 349 to 398 are settled last, as packs do it
+        tally.add(skipped_at(range(start, start + 49)), num_seen=60, num_skipped=49)
+        tally.check(max_fraction=1)
+    tally.add(skipped_at(range(349, 398)), num_seen=60, num_skipped=49)
+    assert tally.in_a_row == 98
+    tally.check(max_fraction=1)
+    tally.add(skipped_at([398, 399]), num_seen=2, num_skipped=2)
+    assert tally.in_a_row == 149
+    with pytest.raises(TooManyBadSamples, match="149 samples in a row"):
+        tally.check(max_fraction=1)
+
+
+def test_bad_draws_with_good_ones_between_are_no_row() -> None:
+    tally = SkippedSamples(seen=10**6)
+    tally.add(skipped_at(range(0, 1024, 2)), num_seen=1024, num_skipped=512)
+    assert tally.in_a_row == 1
+    tally.check(max_fraction=1)
+    tally.add(skipped_at(range(1024, 20_000, 2)), num_seen=1024, num_skipped=512)
+    assert len(tally.recent) == DRAWS_REMEMBERED
+
+
+@pytest.mark.parametrize("at", ["length", "batch"])
+def test_a_hundred_in_a_row_end_a_packed_run_too(tmp_path: Path, at: str) -> None:
+    """Passed over for their length, or found out once they are in a pack."""
+
+    class DamagedPart(ToyMethod):
+        def num_tokens(self, pick: Any, *, seed: int) -> int:
+            if at == "length" and 30 <= pick[0] < 250:
+                raise Broken("damaged")
+            return super().num_tokens(pick, seed=seed)
+
+        def build_batch(self, picks: Any, *, seed: int) -> Any:
+            if any(30 <= pick[0] < 250 for pick in picks):
+                raise Broken("damaged")
+            return super().build_batch(picks, seed=seed)
+
+    recipe = recipe_of(tmp_path, packing_length=20, max_steps=200)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_bad_fraction": 1.0})})
+    with pytest.raises(TooManyBadSamples, match=r"\d{3} samples in a row"):
+        run_training(recipe, DamagedPart())
 
 
 def test_each_kind_is_told_once() -> None:

@@ -13,18 +13,16 @@ if TYPE_CHECKING:
 
 def validate(recipe: Recipe, *, held_out: list[Path], out: Path | None, progress: Any) -> None:
     """Prints counts by source and problem. Raises ValueError, at the end, if there is any problem."""
+    from diptych.data.held_out import open_held_out
     from diptych.data.sources import open_sources
     from diptych.data.validation import validate_sources
-    from diptych.data_settings import DataConfig, SourceConfig
     from diptych.models.sample_tokens import stream_builder
 
     built = stream_builder(recipe)
     others = held_out or _held_out_beside(recipe)
     reports = validate_sources(
         open_sources(recipe.data),
-        held_out=open_sources(DataConfig(sources=tuple(SourceConfig(path=str(path)) for path in others)))
-        if others
-        else (),
+        held_out=[source for path in others for source in open_held_out(path, recipe.data)],
         build_stream=None if built is None else built[0],
         progress=progress,
     )
@@ -43,8 +41,9 @@ def validate(recipe: Recipe, *, held_out: list[Path], out: Path | None, progress
 
 
 def show_tokens(recipe: Recipe, *, num: int) -> None:
-    """Prints some samples of every source as the tokens that training makes of them; what carries loss is marked."""
-    from diptych.data.sources import open_sources
+    """Prints some samples of every source as the tokens that training makes of them; what carries loss is marked, and a
+    sample of which none can be made is named."""
+    from diptych.data.sources import naming_sample, open_sources
     from diptych.models.sample_tokens import describe_tokens, stream_builder
 
     built = stream_builder(recipe)
@@ -53,7 +52,12 @@ def show_tokens(recipe: Recipe, *, num: int) -> None:
     build, tokenizer = built
     for source in open_sources(recipe.data):
         for number in range(0, len(source), max(1, len(source) // num))[:num]:
-            stream = build(source[number])
+            try:
+                with naming_sample(source, number) as sample:
+                    stream = build(sample)
+            except ValueError as error:
+                print(f"{error}: training skips it")
+                continue
             print(f"{source.where(number)}: {len(stream)} tokens")
             for loss, text in describe_tokens(stream, tokenizer):
                 print(f"  {'loss' if loss else '    '} | {text}")

@@ -10,19 +10,26 @@ from diptych.data.samples import RecordError, Sample
 from diptych.data.sources import Source
 
 SURVEYED_RECORDS = 50_000
+SURVEYED_BYTES = 100_000_000
+"""Of the names of images; records that hold their images have long ones."""
 
 
 def survey_images(
-    sources: Sequence[Source], *, max_bad_fraction: float, max_records: int = SURVEYED_RECORDS
+    sources: Sequence[Source],
+    *,
+    max_bad_fraction: float,
+    max_records: int = SURVEYED_RECORDS,
+    max_bytes: int = SURVEYED_BYTES,
 ) -> list[list[str]] | None:
     """The images of each source in the order of its records, as often as they are named, if all of them together hold
-    at most `max_records` records; None if they hold more: then nothing is read.
+    at most `max_records` records, and none is a stream, which would have to be read twice; else None, and nothing is
+    read. None also as soon as the images' names are longer than `max_bytes`.
 
     Raises ValueError for a source of which more than `max_bad_fraction` is bad, or all; fewer are a warning.
     """
-    if sum(map(len, sources)) > max_records:
+    if sum(map(len, sources)) > max_records or any(source.config.is_stream for source in sources):
         return None
-    found = []
+    found, num_bytes = [], 0
     for source in sources:
         counts: Counter[str] = Counter()
         images: list[str] = []
@@ -32,6 +39,9 @@ def survey_images(
                 first = first or sample
             else:
                 images += sample.images
+                num_bytes += sum(map(len, sample.images))
+                if num_bytes > max_bytes:
+                    return None
         if first is not None:
             _report(source, counts, first, max_bad_fraction)
         found.append(images)

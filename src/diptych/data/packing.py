@@ -21,6 +21,14 @@ class Unusable(ValueError):
         self.kind = kind
 
 
+def too_long_to_pack(num_tokens: int, length: int) -> Unusable:
+    return Unusable(
+        "too long",
+        f"a sample of {num_tokens} tokens does not fit into packs of {length}; raise train.packing_length, or lower "
+        "data.max_length to leave such samples out",
+    )
+
+
 @dataclass(frozen=True)
 class PackingState:
     """Where the stream of draws stands: the next one to look at, and those that were looked at and still wait."""
@@ -95,11 +103,7 @@ class Packer:
         try:
             tokens = self._num_tokens(pick)
             if tokens > self._length:
-                raise Unusable(
-                    "too long",
-                    f"a sample of {tokens} tokens does not fit into packs of {self._length}; raise "
-                    "train.packing_length, or lower data.max_length to leave such samples out",
-                )
+                raise too_long_to_pack(tokens, self._length)
         except ValueError as error:
             self._unusable.append((pick, error))
             return

@@ -145,6 +145,11 @@ def content_hash(reference: str) -> str:
     return _file_hash(os.fspath(read)) if isinstance(read, Path) else hashlib.sha256(read).hexdigest()
 
 
+def memory_key(reference: str) -> str:
+    """What a store in memory knows a reference by: itself, or the SHA-256 of a long one, such as a data URI."""
+    return reference if len(reference) <= 512 else hashlib.sha256(reference.encode(errors="surrogatepass")).hexdigest()
+
+
 def _read_frame(clip: str, place: int, num_frames: int) -> Image.Image:
     """Small clips are decoded once for all of their frames, which are asked for in turn."""
     from diptych.data.video import read_clip_info, read_frames_at, spread_times

@@ -25,6 +25,8 @@ from diptych.data_settings import DataConfig, SourceConfig
 
 SAMPLES_KEPT = 8192
 """Of a source, in memory: a small set is parsed once, and of a large one a sample is asked for a few times in a row."""
+SAMPLE_BYTES_KEPT = 256_000_000
+"""Where records hold their images: what waits for its pack is to be here still, since a stream has no way back."""
 _PATHS_KEPT = 16_384
 TEMPLATED_FORMATS = ("captions", "triples", "generation", "clip_captions")
 """Those whose requests `prompt_templates` says."""
@@ -60,7 +62,9 @@ class Source(Sequence[Sample]):
             fps=config.fps,
             max_frames=config.max_frames,
         )
-        self._kept: RecentlyUsed[int, Sample] = RecentlyUsed(SAMPLES_KEPT)
+        self._kept: RecentlyUsed[int, Sample] = RecentlyUsed(
+            SAMPLES_KEPT, max_total=SAMPLE_BYTES_KEPT, size_of=_sample_bytes
+        )
         self._file = lru_cache(_PATHS_KEPT)(self._find_file)
 
     def __len__(self) -> int:
@@ -227,6 +231,11 @@ class Source(Sequence[Sample]):
         if not os.path.isfile(location):  # unlike Path.is_file, False for a name too long for the system
             raise RecordError("missing image", f"image {path[:200]!r} does not exist in {self._root}")
         return os.path.join(self._root, path)
+
+
+def _sample_bytes(sample: Sample) -> int:
+    words = sum(len(part) for message in sample.messages for part in message.parts if isinstance(part, str))
+    return words + sum(map(len, sample.images))
 
 
 def open_sources(data: DataConfig, *, index_dir: Path | None = None) -> list[Source]:

@@ -32,6 +32,7 @@ class TensorCache:
     writes shards of its own, so any number of them may read and write one cache (`refresh` finds what others wrote).
     A damaged shard is dropped with a warning, and what it held counts as never computed. Values keep dtype, shape and
     bits. `memory_bytes`: what of it is on disk is forgotten in memory once more than this has gathered; None: never.
+    Where the disk takes nothing, SHARD_BYTES of what is `put` wait for it, and what is older is forgotten too.
     """
 
     def __init__(self, folder: str | Path, *, key: str, memory_bytes: int | None = None) -> None:
@@ -52,6 +53,7 @@ class TensorCache:
         self._memory_bytes, self._held_bytes = memory_bytes, 0
         self._verified: set[str] = set()
         self._write_failed = False
+        self._put_since_flush = 0
         self._lock = threading.RLock()
         self._remove_orphans()
         self.refresh()
@@ -77,21 +79,33 @@ class TensorCache:
         named = {"tensor": tensors} if isinstance(tensors, Tensor) else tensors
         kept = {name: torch.empty(t.shape, dtype=t.dtype).copy_(t.detach()) for name, t in named.items()}
         with self._lock:
+            self._held_bytes -= _num_bytes(self._values.get(content, {}))
+            self._unsaved_bytes -= _num_bytes(self._unsaved.pop(content, {}))
             self._values[content] = kept
             self._unsaved[content] = kept
             self._unsaved_bytes += _num_bytes(kept)
+            self._put_since_flush += _num_bytes(kept)
             self._held_bytes += _num_bytes(kept)
+            if self._put_since_flush >= SHARD_BYTES:
+                self.flush_or_warn()
             self._make_room()
-            if self._unsaved_bytes >= SHARD_BYTES and not self._write_failed:
-                try:
-                    self.flush()
-                except ValueError as error:  # what is in memory still serves; a cache is no reason to stop
-                    self._write_failed = True
-                    warnings.warn(f"{error}; what is computed from here on is kept in memory alone", stacklevel=3)
+
+    def flush_or_warn(self) -> None:
+        """`flush`, but a disk that takes nothing is a warning, the first time: a cache is no reason to stop."""
+        with self._lock:
+            try:
+                self.flush()
+            except ValueError as error:
+                if not self._write_failed:
+                    warnings.warn(f"{error}; meanwhile little is kept, in memory alone", stacklevel=3)
+                self._write_failed = True
+                while self._unsaved_bytes > SHARD_BYTES:
+                    self._unsaved_bytes -= _num_bytes(self._unsaved.pop(next(iter(self._unsaved))))
 
     def flush(self) -> None:
         """Writes what is not on disk yet as one shard. Raises ValueError if it cannot; then nothing is lost."""
         with self._lock:
+            self._put_since_flush = 0
             if not self._unsaved:
                 return
             name = f"{self._writer}-{self._num_written}"
@@ -127,6 +141,7 @@ class TensorCache:
             self._on_disk.update(dict.fromkeys(entries, name))
             self._unsaved = {}
             self._unsaved_bytes = 0
+            self._write_failed = False
 
     def refresh(self) -> None:
         """Learns of the shards that other processes have written since."""

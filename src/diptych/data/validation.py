@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from diptych.data.recently_used import RecentlyUsed
-from diptych.data.references import content_hash, open_reference
+from diptych.data.references import content_hash, memory_key, open_reference
 from diptych.data.samples import RecordError, Sample
 from diptych.data.sources import Source
 from diptych.sequence import Sequence as Stream
@@ -17,6 +17,7 @@ from diptych.sequence import TextSpan
 
 EXAMPLES_KEPT = 3
 HELD_OUT = "held out"
+UNREAD = "held-out record"
 Progress = Callable[[str, int, int], None]
 BuildStream = Callable[[Sample], Stream]
 LookedAt = RecentlyUsed[str, "str | ValueError"]
@@ -65,9 +66,11 @@ def validate_sources(
 
     A sample has one problem, the first that is found: a bad record (RecordError's kinds), "roles" (turns that do not
     alternate, or no answer), "image" (unreadable or huge), "held out" (the same words and images stand in `held_out`),
-    "too long" or "no loss" (of `build_stream`). `shared_images`: images that held-out samples show too.
+    "too long" or "no loss" (of `build_stream`). `shared_images`: images that held-out samples show too. A file of
+    `held_out` that stands there more than once is read in more than one way. Where a record or an image of it can be
+    read in none, nothing can be said of it: its file gets a report too, at the end, with the problem "held-out record".
     """
-    kept_samples, kept_images = _held_out_contents(held_out, look_at_images, progress)
+    kept_samples, kept_images, unread = _held_out_contents(held_out, look_at_images, progress)
     reports = []
     images = _looked_at()
     for source in sources:
@@ -97,7 +100,7 @@ def validate_sources(
                 continue
             _count(report, sample, stream)
         reports.append(report)
-    return reports
+    return reports + unread
 
 
 def find_role_problem(sample: Sample) -> str | None:
@@ -129,18 +132,38 @@ def _samples(source: Source, progress: Progress) -> Iterator[tuple[int, Sample |
 
 def _held_out_contents(
     sources: Sequence[Source], look_at_images: bool, progress: Progress
-) -> tuple[set[str], set[str]]:
-    """Of held-out samples: words and images together, and each image."""
+) -> tuple[set[str], set[str], list[SourceReport]]:
+    """Of held-out samples: words and images together, and each image; of files with unread records, a report."""
     contents, images = set(), set()
+    unread: dict[str, list[dict[int, str]]] = {}
     seen = _looked_at()
     for source in sources:
-        for _, sample in _samples(source, progress):
+        bad: dict[int, str] = {}
+        for number, sample in _samples(source, progress):
             if isinstance(sample, RecordError):
+                bad[number] = str(sample)
                 continue
-            hashes = [str(_look(image, seen, look_at_images)) for image in sample.images]
-            contents.add(_content(sample, hashes))
+            found = [_look(image, seen, look_at_images) for image in sample.images]
+            hashes = [one for one in found if isinstance(one, str)]
             images.update(hashes)
-    return contents, images
+            broken = next((one for one in found if isinstance(one, ValueError)), None)
+            if broken is None:
+                contents.add(_content(sample, hashes))
+            else:
+                bad[number] = f"{source.where(number)}: {broken}"
+        unread.setdefault(source.config.path, []).append(bad)
+    lengths = {source.config.path: len(source) for source in sources}
+    reports = [_unread_report(path, lengths[path], ways) for path, ways in unread.items()]
+    return contents, images, [report for report in reports if report.problems]
+
+
+def _unread_report(path: str, length: int, ways: list[dict[int, str]]) -> SourceReport:
+    """`ways`: of each way of reading the file, what was wrong with which records."""
+    in_none = sorted(set.intersection(*map(set, ways)))
+    report = SourceReport(f"{path} (held out)", length, length - len(in_none))
+    for number in in_none:
+        report.add_problem(UNREAD, ways[0][number])
+    return report
 
 
 def _looked_at() -> LookedAt:
@@ -157,7 +180,7 @@ def _look(image: str, seen: LookedAt, look: bool) -> str | ValueError:
         except ValueError as error:
             return error
 
-    return seen.get_or_make(image, open_it) if look else image
+    return seen.get_or_make(memory_key(image), open_it) if look else image
 
 
 def _content(sample: Sample, hashes: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diptych.data.images import Fit, Interpolation, image_to_tensor
 from diptych.data.recently_used import RecentlyUsed
-from diptych.data.references import content_hash, open_reference
+from diptych.data.references import content_hash, memory_key, open_reference
 from diptych.data.tensor_cache import TensorCache
 from diptych.nn.connector import reduce_tokens
 
@@ -59,23 +59,24 @@ class EncodedImages:
         """Encodes, in batches, the images that are not encoded yet. Raises ValueError, naming the image, for one of
         which nothing can be made."""
         missing: list[tuple[str, str]] = []
-        for path in sorted(path for path in set(references) if path not in self._encoded):
+        for path in sorted(path for path in set(references) if memory_key(path) not in self._encoded):
             name = content_hash(path)
             kept = self.cache.get(name) if self.cache is not None else None
             if kept is None:
                 missing.append((path, name))
             else:
-                self._encoded.put(path, kept["latent"])
+                self._encoded.put(memory_key(path), kept["latent"])
         for start in range(0, len(missing), self.batch_size):
             chunk = missing[start : start + self.batch_size]
             images = torch.stack([self._read(open_reference(path)) for path, _ in chunk])
             for (path, name), encoded in zip(chunk, self._encode(images, [path for path, _ in chunk]), strict=True):
-                own = self._encoded.put(path, encoded.clone())
+                own = self._encoded.put(memory_key(path), encoded.clone())
                 if self.cache is not None:
                     self.cache.put(name, {"latent": own})
         self._num_unsaved += len(missing)
-        if self._num_unsaved >= SAVED_AT_ONCE:
-            self.flush()
+        if self._num_unsaved >= SAVED_AT_ONCE and self.cache is not None:
+            self.cache.flush_or_warn()
+            self._num_unsaved = 0
 
     def flush(self) -> None:
         """Brings what was encoded to the disk. Raises ValueError if it cannot be written."""
@@ -96,7 +97,8 @@ class EncodedImages:
             raise
 
     def load(self, reference: str) -> Tensor:
-        while (encoded := self._encoded.get(reference)) is None:
+        key = memory_key(reference)
+        while (encoded := self._encoded.get(key)) is None:
             self.prepare([reference])
         return encoded
 

@@ -8,6 +8,7 @@ from typing import Any
 from diptych.backbones.language import load_tokenizer
 from diptych.backbones.skeletons import build_language_skeleton
 from diptych.config import Recipe
+from diptych.data.packing import too_long_to_pack
 from diptych.data.samples import Sample
 from diptych.data.tokenize import build_sequence
 from diptych.models.training_sources import NO_IMAGE
@@ -33,8 +34,10 @@ def stream_builder(recipe: Recipe) -> tuple[Callable[[Sample], Sequence], Any] |
         model, _ = build_xfusion_skeleton(recipe, language)
         num_image_tokens = model.vision_tower.num_image_tokens
 
+    length = recipe.train.packing_length
+
     def build(sample: Sample) -> Sequence:
-        return build_sequence(
+        stream = build_sequence(
             sample,
             tokenizer=tokenizer,
             template=recipe.template,
@@ -43,6 +46,9 @@ def stream_builder(recipe: Recipe) -> tuple[Callable[[Sample], Sequence], Any] |
             max_length=recipe.data.max_length,
             boundary_ids=boundary_ids,
         )
+        if length is not None and len(stream) > length:
+            raise too_long_to_pack(len(stream), length)
+        return stream
 
     return build, tokenizer
 

@@ -14,6 +14,9 @@ from diptych.nn.towers.text import TextTower
 from diptych.nn.visibility import RoutingPlan, plan_text_only
 from diptych.sequence import Batch, Sequence, TextSpan, pack
 
+TEXT_BYTES_KEPT = 1_000_000_000
+"""Of them in memory; the cache on disk gives the rest."""
+
 
 @dataclass(frozen=True)
 class FrozenText:

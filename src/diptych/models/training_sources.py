@@ -87,11 +87,12 @@ class TrainingSources:
                 warnings.warn(str(error), stacklevel=2)
 
     def spread(self, source: int, count: int) -> list[int]:
-        """Indices of about `count` good records, evenly over a source."""
+        """Indices of about `count` good records, evenly over a source; of a stream, without a way back, the first."""
         samples = self.samples[source]
-        return [
-            index for index in range(0, len(samples), max(1, len(samples) // count)) if self._is_good(samples, index)
-        ]
+        wanted = range(0, len(samples), max(1, len(samples) // count))
+        if samples.config.is_stream:
+            wanted = range(min(count, len(samples)))
+        return [index for index in wanted if self._is_good(samples, index)]
 
     def some_images(self, count: int, source: int | None = None) -> list[str]:
         """All images of a small set, as often as its records name them; of a large one, those of about `count` records
@@ -152,5 +153,5 @@ def kept_streams() -> RecentlyUsed:
 
 
 def _stream_bytes(stream: Stream) -> int:
-    images = sum(span.image.nbytes for span in stream.spans if isinstance(span, ImageSpan))
+    images = sum(span.image.nbytes + len(span.source) for span in stream.spans if isinstance(span, ImageSpan))
     return images + _BYTES_PER_TOKEN * len(stream)

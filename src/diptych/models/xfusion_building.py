@@ -12,7 +12,7 @@ from diptych.backbones.skeletons import build_autoencoder_skeleton, build_encode
 from diptych.config import Recipe
 from diptych.data.tensor_cache import TensorCache
 from diptych.models.fused import FusedXFusion
-from diptych.models.text_states import TextStates
+from diptych.models.text_states import TEXT_BYTES_KEPT, TextStates
 from diptych.models.xfusion import XFusion
 from diptych.nn.towers.diffusion_layers import PretrainedTower
 from diptych.nn.towers.text import TextTower
@@ -104,9 +104,8 @@ def build_xfusion(
         vision_tower.align(wanted.layer, aligned_width or _feature_dim(wanted), projector=wanted.projector)
     cache = None
     if cache_dir is not None:
-        cache = TensorCache(
-            cache_dir, key=f"text-{language_hash[:16]}-{text_tower.language_model.dtype}".replace(".", "-")
-        )
+        key = f"text-{language_hash[:16]}-{text_tower.language_model.dtype}".replace(".", "-")
+        cache = TensorCache(cache_dir, key=key, memory_bytes=TEXT_BYTES_KEPT)
     kind = FusedXFusion if vision_tower.is_fused else XFusion
     return kind(text_tower, vision_tower, TextStates(text_tower, layers, cache))
 

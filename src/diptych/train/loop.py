@@ -174,7 +174,8 @@ class _Run:
             state=progress.data_state,
         )
         num_steps, depth = config.max_steps - self.first_step, max(2, 4 // config.gradient_accumulation_steps)
-        with Prefetcher(self.method, plan, seed=seed, num_steps=num_steps, depth=depth) as loader:
+        pick = self.mixture.pick
+        with Prefetcher(self.method, plan, pick=pick, seed=seed, num_steps=num_steps, depth=depth) as loader:
             while progress.step < config.max_steps:
                 step_start = time.perf_counter()
                 batches = loader.next_step()
@@ -200,7 +201,6 @@ class _Run:
         agreed = agree(
             step,
             names=sorted(self.method.loss_weights),
-            tally=self.state.progress.samples,
             train_seconds=train_seconds,
             asked=self.stop is not None and self.stop.is_set(),
             caught=self.interrupt.signal,
@@ -216,8 +216,7 @@ class _Run:
         seen = agreed.num_samples + agreed.num_skipped
         for line in tally.add(step.skipped, num_seen=seen, num_skipped=agreed.num_skipped):
             self.display.say(line)
-        tally.in_a_row = agreed.in_a_row
-        tally.check(max_fraction=self.recipe.data.max_bad_fraction, too_many_in_a_row=agreed.too_many_in_a_row)
+        tally.check(max_fraction=self.recipe.data.max_bad_fraction)
 
     def _step(self, step: StepBatches, agreed: Agreement) -> None:
         """One optimisation step. Raises NonFiniteError, with nothing changed, if it must not be taken or skipped."""

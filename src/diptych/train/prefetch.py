@@ -5,20 +5,21 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from diptych.data.packing import Pick
 from diptych.models.method import Method
 from diptych.train.batch_plan import BatchPlan, StepPicks
-from diptych.train.skipped_samples import SkippedSample, skipped
+from diptych.train.skipped_samples import MOST_IN_A_ROW, SkippedSample, skipped
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """A batch on the CPU and the counts that its losses will have; how many samples are in it.
 
-    weight 0: a batch of before in the place of one of which no sample could be used, so that all ranks run alike.
+    weight 0: a stand-in for a batch of which no sample could be used, so that all ranks run alike.
     """
 
     batch: Any
@@ -43,12 +44,21 @@ class Prefetcher:
     """Hands out the micro-batches of one step after another, of `num_steps` steps at most.
 
     One thread builds ahead; at most `depth` steps wait in memory. A sample that cannot be used (ValueError) is left out
-    of its batch. Any other error is raised by the `next_step` that would have returned it, not earlier. Use as a
-    context manager.
+    of its batch. Any other error is raised by the `next_step` that would have returned it, not earlier. `pick`: of any
+    draw, for a stand-in. Use as a context manager.
     """
 
-    def __init__(self, method: Method, plan: BatchPlan, *, seed: int, num_steps: int, depth: int = 4) -> None:
-        self._method, self._plan, self._seed, self._num_steps = method, plan, seed, num_steps
+    def __init__(
+        self,
+        method: Method,
+        plan: BatchPlan,
+        *,
+        pick: Callable[[int], Pick],
+        seed: int,
+        num_steps: int,
+        depth: int = 4,
+    ) -> None:
+        self._method, self._plan, self._pick, self._seed, self._num_steps = method, plan, pick, seed, num_steps
         self._ready: queue.Queue[StepBatches | BaseException] = queue.Queue(depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
@@ -108,11 +118,22 @@ class Prefetcher:
                 raise
             if usable:
                 return self._made(tuple(usable), num_skipped=len(picks) - len(usable))
-            if not self._usable:
+            batch = self._stand_in(picks)
+            if batch is None:
                 raise
-            batch = self._method.build_batch(self._usable, seed=self._seed)
             none = dict.fromkeys(self._method.loss_counts(batch), 0.0)
             return MicroBatch(batch, none, num_samples=0, num_skipped=len(picks), weight=0.0)
+
+    def _stand_in(self, picks: tuple[Pick, ...]) -> Any | None:
+        """A batch of the first sample behind these that can be used: of the draws alone, so that a run that resumes
+        here has the same. Where so many that follow are bad that the run must end, one of before; None without."""
+        following = max(draw for draw, _, _ in picks) + 1
+        for draw in range(following, following + MOST_IN_A_ROW):
+            try:
+                return self._method.build_batch([self._pick(draw)], seed=self._seed)
+            except ValueError:
+                continue
+        return self._method.build_batch(self._usable, seed=self._seed) if self._usable else None
 
     def _made(self, picks: tuple[Pick, ...], *, num_skipped: int) -> MicroBatch:
         batch = self._method.build_batch(picks, seed=self._seed)

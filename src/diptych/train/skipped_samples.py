@@ -13,6 +13,8 @@ MOST_IN_A_ROW = 100
 FEW_SAMPLES = 1000
 """Of fewer samples than this, no share is judged: as many may be bad as of so many."""
 KINDS_TOLD = 8
+DRAWS_REMEMBERED = 4096
+"""Of those skipped, the newest. Packing finds some bad long after their neighbours: a draw waits for its pack."""
 
 
 class TooManyBadSamples(ValueError):
@@ -34,22 +36,20 @@ def skipped(pick: Pick, error: ValueError) -> SkippedSample:
 
 @dataclass
 class SkippedSamples:
-    """The count over all ranks: `seen` samples, of which so many of each kind were skipped. `in_a_row`: this rank's."""
+    """The count over all ranks: `seen` samples, of which so many of each kind were skipped.
+
+    `recent`: the draws skipped last, in order; `in_a_row`: how many of them follow each other, at most. All ranks know
+    the draws of all, so a run is one of the data's, however many ranks or packs share it.
+    """
 
     seen: int = 0
     by_kind: dict[str, int] = field(default_factory=dict)
     in_a_row: int = 0
+    recent: list[int] = field(default_factory=list)
 
     @property
     def total(self) -> int:
         return sum(self.by_kind.values())
-
-    def in_a_row_after(self, batches: list[tuple[int, int]]) -> int:
-        """The run of skipped samples that this rank stands in after micro-batches of (used, skipped) samples."""
-        run = self.in_a_row
-        for used, bad in batches:
-            run = bad if used else run + bad
-        return run
 
     def add(self, own: list[SkippedSample], *, num_seen: int, num_skipped: int) -> list[str]:
         """Counts a step: `own` of this rank, the numbers of all ranks alike. Gives what is new to be told. Every rank
@@ -58,15 +58,18 @@ class SkippedSamples:
         if not num_skipped:
             return []
         news = []
-        for part in distributed.gather_bytes(json.dumps([[s.kind, s.reason] for s in own]).encode()):
-            for kind, reason in json.loads(part):
+        for part in distributed.gather_bytes(json.dumps([[s.kind, s.reason, s.pick[0]] for s in own]).encode()):
+            for kind, reason, draw in json.loads(part):
+                self.recent.append(draw)
                 if kind not in self.by_kind and len(self.by_kind) < KINDS_TOLD:
                     news.append(f"a sample is skipped ({kind}): {reason}")
                 self.by_kind[kind] = self.by_kind.get(kind, 0) + 1
+        self.recent = sorted(self.recent)[-DRAWS_REMEMBERED:]
+        self.in_a_row = _longest_run(self.recent)
         return news
 
-    def check(self, *, max_fraction: float, too_many_in_a_row: bool) -> None:
-        """Raises TooManyBadSamples; `too_many_in_a_row`: in any rank."""
+    def check(self, *, max_fraction: float) -> None:
+        """Raises TooManyBadSamples."""
         most = max_fraction * max(self.seen, FEW_SAMPLES) if max_fraction else 0
         if self.total > most:
             raise TooManyBadSamples(
@@ -74,11 +77,20 @@ class SkippedSamples:
                 f"data.max_bad_fraction {max_fraction:g} allows; look at them with `diptych data validate`, correct "
                 "them, or raise it"
             )
-        if too_many_in_a_row:
+        if self.in_a_row >= MOST_IN_A_ROW:
             raise TooManyBadSamples(
-                f"{MOST_IN_A_ROW} samples in a row could not be used ({self.counts()}); a file is damaged or a folder "
+                f"{self.in_a_row} samples in a row could not be used ({self.counts()}); a file is damaged or a folder "
                 "is missing: look at the data with `diptych data validate`"
             )
 
     def counts(self) -> str:
         return ", ".join(f"{kind}: {count}" for kind, count in Counter(self.by_kind).most_common())
+
+
+def _longest_run(draws: list[int]) -> int:
+    """Of numbers in order, how many follow each other at most."""
+    longest = run = 0
+    for place, draw in enumerate(draws):
+        run = run + 1 if place and draw == draws[place - 1] + 1 else 1
+        longest = max(longest, run)
+    return longest
