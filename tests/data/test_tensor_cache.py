@@ -221,6 +221,37 @@ def test_the_index_is_plain_json(tmp_path: Path) -> None:
     assert set(json.loads(index.read_text())["entries"]) == {"c0", "c1"}
 
 
+def test_one_entry_is_read_without_the_others_of_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_cache, "SHARDS_OPEN", 2)
+    written = {name: fill(TensorCache(tmp_path, key="m"), num=20, prefix=name) for name in "abc"}
+    cache = TensorCache(tmp_path, key="m")
+    for name in "abcab":
+        assert found(cache, f"{name}7")["states"].equal(written[name][f"{name}7"])
+        assert len(cache._opened) <= 2
+    assert set(cache._values) == {"a7", "b7", "c7"}
+
+
+def test_a_shard_whose_index_names_the_tensors_of_each_entry_is_read_too(tmp_path: Path) -> None:
+    """As all were written once, and are where entries differ in their names."""
+    cache = TensorCache(tmp_path, key="m")
+    cache.put("a", {"one": torch.ones(2), "two": torch.zeros(3)})
+    cache.put("b\n", {"one": torch.full((2,), 5.0)})
+    cache.flush()
+    (index,) = cache.folder.glob("*.json")
+    assert json.loads(index.read_text())["format"] == 1
+    again = TensorCache(tmp_path, key="m")
+    assert found(again, "a")["two"].equal(torch.zeros(3))
+    assert found(again, "b\n")["one"].equal(torch.full((2,), 5.0))
+
+
+def test_many_small_entries_make_more_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_cache, "SHARD_ENTRIES", 4)
+    cache = TensorCache(tmp_path, key="m")
+    for number in range(11):
+        cache.put(f"c{number}", torch.ones(1))
+    assert len(list(cache.folder.glob("*.safetensors"))) == 2
+
+
 def test_a_cache_with_a_bound_forgets_what_is_on_disk_and_finds_it_again(tmp_path: Path) -> None:
     cache = TensorCache(tmp_path, key="m", memory_bytes=1000)
     for number in range(20):
