@@ -62,3 +62,9 @@ def test_a_column_that_is_not_there_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", GOOD)
     with pytest.warns(UserWarning, match="names picture, which none of the first records has; they have messages"):
         source_of(path, columns={"images": "picture"})
+
+
+def test_a_recipe_that_says_every_default_is_the_recipe(tmp_path: Path) -> None:
+    """As a morph keeps its recipe."""
+    path = write(tmp_path / "x.jsonl", GOOD)
+    assert len(source_of(path, **SourceConfig(path=str(path)).model_dump(mode="json", exclude={"path"}))) == 1

@@ -232,3 +232,26 @@ def test_logits_that_are_no_numbers_are_refused_with_the_conversation(
     asked = [Sequence((text(5, 6),)), Sequence((text(5, 9),))]
     with pytest.raises(ValueError, match="logits of text predicted for conversation 1 are not finite"):
         decode_interleaved(model, asked, stops=set(), max_new_tokens=3, do_sample=do_sample)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_an_image_of_hidden_tokens_alone_is_drawn_in_one_pass(
+    morph: VPiTMorph, scripted: Any, monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    """The same as token by token, which an image in the midst of an answer still is."""
+    model = morph.model
+    start, _ = model.boundary_tokens.token_ids
+    empty = [Sequence((text(60 + number),)) for number in range(3)]
+    options: Any = {
+        "stops": {STOP},
+        "max_new_tokens": 5,
+        "visual_input_dropout": 1.0,
+        "unconditional": empty,
+        "visual_guidance_scale": guidance,
+    }
+    scripted(*([start, STOP] for _ in range(3)))
+    stepwise = decode_interleaved(model, prompts(model), **options)
+    monkeypatch.setattr("diptych.models.interleaved_decoding.start_engine", None)
+    at_once = decode_interleaved(model, prompts(model), generation_mode="image", **options)
+    for one, other in zip(at_once, stepwise, strict=True):
+        assert_same(one, other, tolerance=1e-5 * 10**guidance)

@@ -127,11 +127,13 @@ class Source(Sequence[Sample]):
 
     def _check_settings(self, name: str) -> None:
         """Raises ValueError for a setting that would change nothing, and warns of a column that is not there."""
-        config, given = self.config, self.config.model_fields_set
+        config = self.config
         useless = []
         if config.prompt_templates and name not in TEMPLATED_FORMATS:
             useless.append(f"prompt_templates is of {', '.join(TEMPLATED_FORMATS)}; its format is {name}")
-        frames = [key for key in ("num_frames", "fps", "max_frames") if key in given and getattr(config, key)]
+        defaults = SourceConfig(path=config.path)
+        keys = ("num_frames", "fps", "max_frames")
+        frames = [key for key in keys if getattr(config, key) != getattr(defaults, key)]
         if frames and name not in CLIP_FORMATS:
             useless.append(f"{', '.join(frames)} is of clips ({', '.join(CLIP_FORMATS)}); its format is {name}")
         kind = config.store or recognise_store(config.path)

@@ -17,7 +17,8 @@ from torch.nn.functional import normalize
 
 from diptych.models.stream_engine import start_engine
 from diptych.models.token_choice import choose_tokens, row_generators
-from diptych.models.vpit import VPiT, context_length, shown_tokens
+from diptych.models.vpit import VPiT, build_rows, context_length, find_supervision, shown_tokens
+from diptych.sequence import ImageSpan, TextSpan, pack
 from diptych.sequence import Sequence as Stream
 
 Piece = list[int] | Tensor
@@ -73,6 +74,8 @@ def decode_interleaved(
     if guided and len(unconditional) != len(prompts):
         raise ValueError("guidance in feature space needs an unconditional prompt for every prompt")
     rows = [_Row(limit=_room(model, prompt, generation_mode)) for prompt in prompts]
+    if generation_mode == "image" and visual_input_dropout == 1.0:
+        return _draw_at_once(model, prompts, unconditional if guided else (), visual_guidance_scale)
     if generation_mode == "image":
         for row in rows:
             row.forced.append(start)
@@ -126,6 +129,27 @@ def decode_interleaved(
             running = [running[i] for i in kept]
         hidden = engine.step(torch.cat((inputs, inputs)) if guided else inputs)
     return [row.pieces for row in rows]
+
+
+def _draw_at_once(
+    model: VPiT, prompts: Sequence[Stream], unconditional: Sequence[Stream], scale: float
+) -> list[list[Piece]]:
+    """One image for each prompt where no visual token waits for another: all are hidden, so one pass predicts them."""
+    start, _ = model.boundary_tokens.token_ids
+    hidden = ImageSpan(torch.zeros(model.num_image_tokens, model.feature_dim), model.num_image_tokens, is_target=True)
+    asked = (TextSpan((start,), (True,)), hidden)
+    batch = pack([Stream((*prompt.spans, *asked)) for prompt in (*prompts, *unconditional)])
+    rows, supervision = build_rows(batch), find_supervision(batch, start)
+    device = next(model.connector.parameters()).device
+    batch, rows, supervision = batch.to(device), rows.to(device), supervision.to(device)
+    states = model.states(batch, rows, batch.images)
+    predicted = model.visual_head(states[supervision.visual]).unflatten(0, (-1, model.num_image_tokens))
+    if len(unconditional):
+        with_text, without = predicted.split(len(prompts))
+        predicted = normalize(without + scale * (with_text - without), dim=-1)
+    if broken := [index for index, image in enumerate(predicted) if not bool(image.isfinite().all())]:
+        raise ValueError(_not_finite("visual tokens", broken))
+    return [[image] for image in predicted]
 
 
 def _take_token(row: _Row, token: int, *, start: int, end: int, stops: set[int], max_new_tokens: int) -> None:
