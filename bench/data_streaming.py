@@ -1,8 +1,10 @@
 """Data read as it is drawn: is memory flat over 200,000 samples, and how soon does a run that resumes far in go on?
 
-    python bench/data_streaming.py [--samples 200000] [--resume-at 1000000] [--records 1000000]
+    python bench/data_streaming.py [--samples 200000] [--resume-at 1000000] [--records 1000000] [--images 20000]
 
 Goals: memory within 5% from the first tenth of the stream to its end; the first sample at a resumed draw within 2 s.
+With images: each record holds one of its own, which is encoded and cached; the stores in memory are made small, so that
+they are full after the first tenth. What may still grow is the cache's list of keys, about 0.3 kB an image.
 """
 
 from __future__ import annotations
@@ -47,6 +49,49 @@ def stream_memory(path: Path, num_samples: int, *, index_dir: Path | None = None
     return seen
 
 
+def write_images(path: Path, count: int) -> None:
+    """Records that hold an image of 32 x 32 random pixels each, about 4 kB."""
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    with path.open("w") as file:
+        for number in range(count):
+            png = io.BytesIO()
+            pixels = np.random.RandomState(number).randint(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(png, "PNG", compress_level=1)
+            image = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+            messages = [{"role": "user", "content": "Draw."}, {"role": "assistant", "content": "<image>"}]
+            file.write(json.dumps({"messages": messages, "images": [image]}) + "\n")
+
+
+def image_memory(path: Path, num_samples: int, *, cache_dir: Path) -> list[int]:
+    """Memory after each tenth of `num_samples` samples drawn and their images encoded."""
+    from diptych.data import sources as sources_module
+    from diptych.data.mixture import Mixture
+    from diptych.data.sources import open_sources
+    from diptych.data_settings import DataConfig, SourceConfig
+    from diptych.models import encoded_images
+
+    sources_module.SAMPLE_BYTES_KEPT = encoded_images.BYTES_KEPT = 1_000_000
+    encoded_images.SAVED_AT_ONCE = 256
+    images = encoded_images.EncodedImages(
+        lambda pixels: pixels.mean(1), key="means", image_size=32, cache_dir=cache_dir
+    )
+    (source,) = open_sources(DataConfig(sources=(SourceConfig(path=str(path)),)))
+    mixture = Mixture((len(source),), (1,), seed=0)
+    seen = []
+    for draw in range(num_samples):
+        image = source[mixture.pick(draw)[2]].images[0]
+        images.prepare([image])
+        images.load(image)
+        if (draw + 1) % (num_samples // 10) == 0:
+            seen.append(resident_bytes())
+    return seen
+
+
 def first_sample_seconds(path: Path, draw: int, *, index_dir: Path | None) -> tuple[float, float]:
     """From nothing open to the sample of one draw: by the clock, and of this process alone."""
     from diptych.data.mixture import Mixture
@@ -65,6 +110,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200_000)
     parser.add_argument("--records", type=int, default=1_200_000)
     parser.add_argument("--resume-at", type=int, default=1_000_000)
+    parser.add_argument("--images", type=int, default=20_000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path, index_dir = Path(folder) / "records.jsonl", Path(folder) / "indices"
@@ -80,6 +126,10 @@ def main() -> None:
         seen = stream_memory(path, args.samples, index_dir=index_dir)
         print("memory after each tenth, MB: " + " ".join(f"{value / 1e6:.0f}" for value in seen))
         print(f"{args.samples:,} samples: {seen[-1] / seen[0] - 1:+.1%} from the first tenth to the end (goal: 5%)")
+        write_images(Path(folder) / "images.jsonl", args.images)
+        seen = image_memory(Path(folder) / "images.jsonl", args.images, cache_dir=Path(folder) / "tensors")
+        print("with images, MB: " + " ".join(f"{value / 1e6:.0f}" for value in seen))
+        print(f"{args.images:,} images: {seen[-1] / seen[0] - 1:+.1%} from the first tenth to the end (goal: 5%)")
 
 
 if __name__ == "__main__":
