@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 from diptych.data.builders.concept_words import things_in
 
@@ -32,6 +33,7 @@ def held_out_choice(name: str, choices: Sequence[str], *, seed: int) -> str | No
     return choices[int(share / COMBINATION_SHARE * len(choices))] if share < COMBINATION_SHARE else None
 
 
+@lru_cache(maxsize=2**16)
 def _share(text: str) -> float:
     """Evenly spread over 0..1."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 _SAY_NO_THING = frozenset(("face", "with", "without", "in", "of", "and", "not", "done", "departure", "arrival"))
 
@@ -22,6 +23,7 @@ def stems(name: str) -> tuple[str, ...]:
     return tuple(stem(word) for word in re.split(r"[\s-]+", name) if word)
 
 
+@lru_cache(maxsize=2**16)
 def things_in(name: str) -> tuple[str, ...]:
     """The words that say what it is, as stems: `tiger` of "tiger face", `airplane` of "airplane arrival"."""
     return tuple(word for word in stems(name) if word not in _SAY_NO_THING) or stems(name) or (name,)

@@ -68,7 +68,7 @@ def _kind(pool: Pool, chance: random.Random) -> Draft | None:
     answer = pool.balance.draw("kind", sorted(kinds), chance)
     name = chance.choice(kinds[answer])
     question = f"Is this {listed([with_article(word) for word in CATEGORIES], chance)}?\n"
-    return Draft((question, pool.picture(name)), (answer,), {"concept": name}, form="kind")
+    return Draft((question, pool.picture(name)), (answer,), {"concept": name}, drawn=("kind", answer))
 
 
 def _keyword(pool: Pool, chance: random.Random) -> Draft | None:
@@ -89,10 +89,10 @@ def _keyword(pool: Pool, chance: random.Random) -> Draft | None:
         if not tags:
             return None
         words.append(chance.choice(tags))
-    concept, word = four[0], words[0]  # they stand in an order drawn by chance
-    question = f"Which word goes with this picture: {listed(words, chance)}?\n"
-    meta = {"concept": concept.name, "words": sorted(words)}
-    return Draft((question, pool.picture(concept.name)), (word,), meta)
+    place = pool.balance.draw("keyword", [str(k) for k in range(_NUM_CHOICES)], chance)
+    name, word = four[int(place)].name, words[int(place)]  # the four stand in an order drawn by chance
+    question = f"Which word goes with this picture: {', '.join(words[:-1])} or {words[-1]}?\n"
+    return Draft((question, pool.picture(name)), (word,), {"concept": name, "words": words}, drawn=("keyword", place))
 
 
 def _count(pool: Pool, chance: random.Random) -> Draft | None:
@@ -101,7 +101,7 @@ def _count(pool: Pool, chance: random.Random) -> Draft | None:
         return None
     placed, word, answer = counted
     scene = draw_scene(placed, 2 * pool.gallery.size)
-    return Draft((f"{count_question(word)}\n", scene), (answer,), _things(placed), form=f"count {word}")
+    return Draft((f"{count_question(word)}\n", scene), (answer,), _things(placed), drawn=(f"count {word}", answer))
 
 
 def _exists(pool: Pool, chance: random.Random) -> Draft | None:
@@ -115,7 +115,7 @@ def _exists(pool: Pool, chance: random.Random) -> Draft | None:
     answer = pool.balance.draw("exists", YES_NO, chance)
     name = chance.choice(there if answer == "yes" else absent)
     scene = draw_scene(placed, 2 * pool.gallery.size)
-    return Draft((f"Is this in the picture: {name}?\n", scene), (answer,), _things(placed), form="exists")
+    return Draft((f"Is this in the picture: {name}?\n", scene), (answer,), _things(placed), drawn=("exists", answer))
 
 
 def _position(pool: Pool, chance: random.Random) -> Draft | None:
@@ -132,7 +132,9 @@ def _position(pool: Pool, chance: random.Random) -> Draft | None:
     if RELATIONS[words](cell_of(one), cell_of(other)) != (answer == "yes"):
         one, other = other, one
     scene = draw_scene(placed, 2 * pool.gallery.size)
-    return Draft((f"Is the {one.name} {words} the {other.name}?\n", scene), (answer,), _things(placed), form=form)
+    return Draft(
+        (f"Is the {one.name} {words} the {other.name}?\n", scene), (answer,), _things(placed), drawn=(form, answer)
+    )
 
 
 def _things(placed: list[Placed]) -> dict[str, list[list[object]]]:

@@ -27,17 +27,17 @@ MAX_REFUSALS = 400
 class Draft:
     """One question and its answer, pictures still in memory, and what the answer can be checked by.
 
-    `form`: what the answer was drawn for from an AnswerBalance; None where it was not.
+    `drawn`: the form of question and its answer, as an AnswerBalance drew it; None where none did.
     """
 
     user: tuple[Part, ...]
     assistant: tuple[Part, ...]
     meta: dict[str, Any] = field(default_factory=dict)
-    form: str | None = None
+    drawn: tuple[str, str] | None = None
 
     def count_in(self, balance: AnswerBalance) -> None:
-        if self.form is not None:
-            balance.count(self.form, str(self.assistant[-1]).strip())
+        if self.drawn is not None:
+            balance.count(*self.drawn)
 
 
 @dataclass(frozen=True)

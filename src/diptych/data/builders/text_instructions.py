@@ -107,7 +107,9 @@ def make_draft(words: Words, split: str, chance: random.Random, balance: AnswerB
         return None
     values, answer = made
     wording = WORDINGS[task][-1] if split == "held_out_style" else chance.choice(WORDINGS[task][:-1])
-    return Draft((wording.format(**values),), (answer,), {"task": task}, form="kind" if task == "kind" else None)
+    return Draft(
+        (wording.format(**values),), (answer,), {"task": task}, drawn=("kind", answer) if task == "kind" else None
+    )
 
 
 def _kind(words: Words, split: str, chance: random.Random, balance: AnswerBalance) -> tuple[dict[str, Any], str] | None:

@@ -141,4 +141,4 @@ def _next(frames: ClipFrames, chance: random.Random, balance: AnswerBalance) -> 
     request = "These frames are one second apart. Which picture comes one second after them, A, B or C?\n"
     shown = (frames.frames[window[0]], frames.frames[window[1]])
     meta = {"task": "next", "frames": window, "offered": offered}
-    return Draft((request, *shown, *parts), (answer,), meta, form="next")
+    return Draft((request, *shown, *parts), (answer,), meta, drawn=("next", answer))

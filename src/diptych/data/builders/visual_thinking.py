@@ -45,14 +45,14 @@ def build_visual_thinking(out: str | Path, source: GallerySource, *, num_samples
 def make_draft(pool: Pool, chance: random.Random) -> Draft | None:
     """One question on a scene of three to eight things in a grid of 4 by 4, answered by a zoom or by boxes."""
     kind = chance.choice(("place", "neighbour", "count"))
-    form = None
+    drawn = None
     if kind == "count":
         counted = count_scene(pool, chance, NUMBERS[1:])
         if counted is None:
             return None
         placed, word, answer = counted
         wanted = [thing for thing in placed if category(pool.gallery.concepts[thing.name]) == word]
-        question, form = count_question(word), f"count {word}"
+        question, drawn = count_question(word), (f"count {word}", answer)
     else:
         placed = grid_scene(pool, chance, chance.randint(3, 7))
         found = None if placed is None else _ask(kind, placed, chance)
@@ -67,7 +67,7 @@ def make_draft(pool: Pool, chance: random.Random) -> Draft | None:
     else:
         look, lead, meta["look"] = draw_boxes(scene, wanted), chance.choice(BOX_LEADS), "boxes"
     meta["wanted"] = [list(cell_of(thing)) for thing in wanted]
-    return Draft((f"{question}\n", scene), (f"{lead}\n", look, f"\n{answer}"), meta, form)
+    return Draft((f"{question}\n", scene), (f"{lead}\n", look, f"\n{answer}"), meta, drawn)
 
 
 def grid_scene(pool: Pool, chance: random.Random, count: int) -> list[Placed] | None:
