@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from diptych.backbones.assets import cache_root
 from diptych.backbones.hub_loading import resolve_folder
 from diptych.backbones.language import EMBEDDED_LANGUAGE_MODELS
 from diptych.backbones.skeletons import read_encoder_config, read_language_config
 from diptych.backbones.vision import EMBEDDED_IMAGE_ENCODERS
 from diptych.config import Recipe
 from diptych.data.sources import Source
+from diptych.models.encoded_images import encoded_folder
 from diptych.models.morph_files import WEIGHTS, tensor_names
 from diptych.models.pixel_decoder import find_pixel_decoder
 from diptych.models.training_sources import some_usable
@@ -66,8 +66,7 @@ def _checks(stage: Recipe, morphs: Sequence[Path]) -> list[tuple[str, Callable[[
 def _check_source(stage: Recipe, number: int) -> None:
     """Raises ValueError where the source cannot be opened, and where none of some records is good: the folder of its
     images is missing, say."""
-    cache_dir = Path(stage.cache_dir) if stage.cache_dir else cache_root() / "tensors"
-    source = Source(stage.data.sources[number], stage.data, index_dir=cache_dir / "indices")
+    source = Source(stage.data.sources[number], stage.data, index_dir=encoded_folder(stage) / "indices")
     if not source.config.is_stream:
         some_usable(range(0, len(source), max(1, len(source) // NUM_LOOKED_AT)), lambda index: source[index])
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.backbones.assets import cache_root
 from diptych.backbones.autoencoder import load_image_space
 from diptych.backbones.diffusion_transformer import (
     build_transformer_skeleton,
@@ -23,6 +22,7 @@ from diptych.backbones.skeletons import build_language_skeleton, read_language_c
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe, build_recipe
 from diptych.distributed import compute_device
+from diptych.models.encoded_images import encoded_folder
 from diptych.models.generate import Morph
 from diptych.models.morph_files import (
     CONFIG,
@@ -75,7 +75,7 @@ def build_morph(
         encoder = load_image_encoder(
             wanted.image_encoder, layer=wanted.encoder_layer, image_size=wanted.encoder_image_size
         )
-    cache_dir = (Path(recipe.cache_dir) if recipe.cache_dir else cache_root() / "tensors") if cached else None
+    cache_dir = encoded_folder(recipe) if cached else None
     torch.manual_seed(recipe.seed)
     pretrained = None
     if recipe.vision_tower.diffusion_transformer is not None:

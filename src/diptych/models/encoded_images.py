@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diptych.backbones.assets import cache_root
+from diptych.config import Recipe
 from diptych.data.images import Fit, Interpolation, image_to_tensor
 from diptych.data.recently_used import RecentlyUsed
 from diptych.data.references import content_hash, memory_key, open_reference
@@ -25,6 +27,11 @@ ITEMS_KEPT = 262_144
 
 SAVED_AT_ONCE = 1024
 """Images that are encoded before they reach the disk as one shard; a kill loses as many at most."""
+
+
+def encoded_folder(recipe: Recipe) -> Path:
+    """Where what a recipe encodes is kept."""
+    return Path(recipe.cache_dir) if recipe.cache_dir else cache_root() / "tensors"
 
 
 class EncodedImages:

@@ -65,9 +65,9 @@ def decode_interleaved(
     generation_mode: text never starts an image; image answers with one image and nothing else. max_new_tokens counts
     text; an image that was begun is always finished. `unconditional`: prompts without their text, for a guidance in
     feature space other than 1. `visual_input_dropout`: share of an image's visual tokens that is not fed back, as in
-    training, so that the model meets what it was trained on. `seed`: of what is sampled, the same for each
-    conversation. Raises ValueError for a prompt that leaves no room in the language model's context, and for predicted
-    visual tokens or logits that are not finite.
+    training, so that the model meets what it was trained on; of 1, a forced image is predicted in one pass. `seed`: of
+    what is sampled, the same for each conversation. Raises ValueError for a prompt that leaves no room in the language
+    model's context, and for predicted visual tokens or logits that are not finite.
     """
     start, end = model.boundary_tokens.token_ids
     guided = visual_guidance_scale != 1.0 and generation_mode != "text"

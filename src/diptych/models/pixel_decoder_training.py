@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from diptych.backbones.assets import cache_root
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
 from diptych.data.contact_sheet import draw_image_grid
@@ -21,7 +20,7 @@ from diptych.data.packing import Pick
 from diptych.data.references import open_reference
 from diptych.data.samples import RecordError
 from diptych.distributed import compute_device
-from diptych.models.encoded_images import image_features, image_latents
+from diptych.models.encoded_images import encoded_folder, image_features, image_latents
 from diptych.models.method import LossSum
 from diptych.models.pixel_decoder import PixelDecoder, build_pixel_decoder
 from diptych.models.training_sources import TrainingSources, some_usable, usable
@@ -177,5 +176,5 @@ def build_pixel_decoder_training(recipe: Recipe) -> PixelDecoderTraining:
     encoder = load_image_encoder(config.image_encoder, layer=config.encoder_layer, image_size=config.encoder_image_size)
     encoder.to(compute_device())
     decoder = build_pixel_decoder(recipe, encoder)
-    cache_dir = Path(recipe.cache_dir) if recipe.cache_dir else cache_root() / "tensors"
+    cache_dir = encoded_folder(recipe)
     return PixelDecoderTraining(recipe, decoder, encoder, cache_dir=cache_dir)

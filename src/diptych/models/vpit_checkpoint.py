@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.backbones.assets import cache_root
 from diptych.backbones.language import LanguageModel, load_language_model
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe, build_recipe
 from diptych.distributed import compute_device
+from diptych.models.encoded_images import encoded_folder
 from diptych.models.morph_files import (
     CONFIG,
     WEIGHTS,
@@ -68,7 +68,7 @@ def build_vpit_morph(
         with_lora=earlier is None or earlier.has_adapters,
         tied_boundary_tokens=tied_boundary_tokens and (earlier is None or OWN_HEAD_ROWS not in earlier.names),
     )
-    cache_dir = (Path(recipe.cache_dir) if recipe.cache_dir else cache_root() / "tensors") if cached else None
+    cache_dir = encoded_folder(recipe) if cached else None
     morph = VPiTMorph(
         model=model,
         language=language,
