@@ -13,11 +13,11 @@ from torch import Tensor
 
 from diptych.backbones.language import LanguageModel
 from diptych.config import Recipe
-from diptych.data.images import tensor_to_image
+from diptych.data.images import image_to_tensor, tensor_to_image
 from diptych.data.samples import Message
 from diptych.data.tokenize import build_prompt
 from diptych.diffusion.sampler import starting_noise
-from diptych.models.conversation import Conversation, Part, check_guidance, check_options, parse_conversation
+from diptych.models.conversation import Conversation, Part, check_guidance, check_options, read_conversation
 from diptych.models.decoding import decode_text
 from diptych.models.drawing import draw_latents, guided_forms
 from diptych.models.xfusion_building import XFusionModel
@@ -221,16 +221,23 @@ class Morph:
         )
 
     def _parse(self, conversation: Conversation) -> Request:
-        messages, pixels = parse_conversation(conversation, image_size=self.recipe.image_size)
-        latents = list(self.autoencoder.encode(torch.stack(pixels)).cpu()) if pixels else []
-        if not pixels or self.encoder is None:
+        messages, pictures = read_conversation(conversation, self._prepare)
+        if not pictures:
+            return Request(messages, [], [])
+        pixels, seen = (torch.stack(kind) for kind in zip(*pictures, strict=True))
+        latents = list(self.autoencoder.encode(pixels).cpu())
+        if self.encoder is None:
             return Request(messages, latents, [])
-        own = self.encoder.preprocessing
-        _, seen = parse_conversation(
-            conversation, image_size=own.image_size, fit=own.fit, interpolation=own.interpolation
-        )
-        features = reduce_tokens(self.encoder.features(torch.stack(seen)), self.model.vision_tower.embedder.num_patches)
+        features = reduce_tokens(self.encoder.features(seen), self.model.vision_tower.embedder.num_patches)
         return Request(messages, latents, list(features.cpu()))
+
+    def _prepare(self, picture: Image.Image) -> tuple[Tensor, Tensor]:
+        """Pixels for the autoencoder, and for the image encoder of a tower that reads features (otherwise the same)."""
+        pixels = image_to_tensor(picture, self.recipe.image_size)
+        if self.encoder is None:
+            return pixels, pixels
+        own = self.encoder.preprocessing
+        return pixels, image_to_tensor(picture, own.image_size, fit=own.fit, interpolation=own.interpolation)
 
 
 @dataclass(frozen=True)
