@@ -115,6 +115,8 @@ def test_everything_promised_is_there(finished: Path, world: Path) -> None:
     assert scores["chance"]["retrieval_top1"] == scores["chance"]["naming_exact"] == 1 / NUM_CONCEPTS
     assert scores["details"]["retrieval_top1"]["n"] == 2 * NUM_CONCEPTS - 1
     assert scores["details"]["naming_held_out"]["n"] == 1
+    assert set(scores["costs"]["flops_per_token"]) == {"text token", "image token"}
+    assert scores["costs"]["assumed"] is None
     assert (finished / "samples" / "step-000004.png").is_file()
     assert [row["step"] for row in read_log(finished / "log.jsonl")] == [1, 2, 3, 4]
     morph = load_morph(finished / "morph")
