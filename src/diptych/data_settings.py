@@ -55,6 +55,11 @@ class SourceConfig(Settings):
     loss: dict[Literal["system", "user", "assistant"], bool] = Field(
         default_factory=dict, description="whether turns of a role are learnt, where a message does not say itself"
     )
+    image_roles: tuple[Literal["context", "target"], ...] = Field(
+        default=(),
+        description="what a record's images are, in their order (the last one of all that follow): read, or learnt to "
+        "be drawn; empty: context in a user's turn, target in an assistant's, as its loss says",
+    )
     image_root: str | None = Field(
         default=None, description="folder that images are relative to, and may not leave; null: that of the records"
     )
