@@ -348,20 +348,6 @@ def test_images_in_records_are_kept_by_their_size(folder: Path, monkeypatch: pyt
     assert survey_images([source], max_bad_fraction=0, max_bytes=100_000) is None
 
 
-def test_a_small_set_is_surveyed_and_a_large_one_is_not(folder: Path) -> None:
-    records = [
-        {"messages": [{"role": "user", "content": "<image>"}], "images": [n]} for n in ("b.png", "a.png", "b.png")
-    ]
-    sources = [source_of(write(folder / "x.jsonl", *records))]
-    assert survey_images(sources, max_bad_fraction=0) == [[str(folder / name) for name in ("b.png", "a.png", "b.png")]]
-    assert survey_images(sources, max_bad_fraction=0, max_records=2) is None
-    bad = [source_of(write(folder / "y.jsonl", *records, {}))]
-    with pytest.raises(ValueError, match=r"y\.jsonl: 1 of 4 records are bad \(structure: 1\)"):
-        survey_images(bad, max_bad_fraction=0.1)
-    with pytest.warns(UserWarning, match="they are skipped"):
-        assert len((survey_images(bad, max_bad_fraction=0.25) or [[]])[0]) == 3
-
-
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["<image>", "a.png", "<video>"]),
     lambda inner: (
