@@ -39,7 +39,8 @@ class SourceConfig(Settings):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="passes over it, then the other sources go on without it; where all end, all begin again",
+        description="passes over it, then the other sources go on without it; where all end, all begin again (of "
+        "mixing batch: passes to the end of a micro-batch)",
     )
     tokens: int | None = Field(
         default=None, gt=0, description="the same by its tokens: about so many, by the mean length of its records"
