@@ -5,8 +5,9 @@
 
 A reconstruction counts as right where the nearest real image of its style, of all concepts, is that of its concept, by
 EfficientNet-Lite0's features, as the demo judges drawings. `trained`: images that the decoder was trained on; `held
-out`: images that it never saw. The sheet shows real images left, reconstructions right. With `--autoencoder` they are that autoencoder's
-latents and back, nothing denoised: what bounds every decoder into these latents.
+out`: images that it never saw. The sheet shows real images left, reconstructions right.
+
+With `--autoencoder` they are that autoencoder's latents and back, nothing denoised: what bounds every such decoder.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def main() -> None:
         right = sum(styles[i] for i in own) / len(own)
         rows.append([f"{kind}, visual tokens of the reconstruction, cosine", f"{cosine:.3f}", "", f"{len(own)}"])
         rows.append([f"{kind}, style right", f"{right:.1%}", "", f"{len(own)}"])
-    print_table(f"{options.autoencoder or options.decoder}, among {num_concepts} concepts", ["score", "value", "95%", "n"], rows)
+    judged = options.autoencoder or options.decoder
+    print_table(f"{judged}, among {num_concepts} concepts", ["score", "value", "95%", "n"], rows)
     if options.out is not None:
         few = list(range(24)) + [i for i, c in enumerate(chosen) if c.held_out][:24]
         pairs = [image for i in few for image in (chosen[i].real.resize((size, size)), images[i])]
