@@ -98,10 +98,9 @@ def cards(contents: Sequence[str], *, narrow: bool = False) -> str:
 
 def image_pair(real: Image.Image, drawn: Image.Image, prompt: str) -> str:
     """What was drawn beside the real image."""
-    shown = image_tag(real, f"real: {prompt}"), image_tag(drawn, prompt)
-    return (
-        f'<div class="pair"><span>{shown[0]}<small>real</small></span><span>{shown[1]}<small>drawn</small></span></div>'
-    )
+    shown = {"real": image_tag(real, f"real: {prompt}"), "drawn": image_tag(drawn, prompt)}
+    spans = "".join(f"<span>{tag}<small>{word}</small></span>" for word, tag in shown.items())
+    return f'<div class="pair">{spans}</div>'
 
 
 def definition_list(entries: Mapping[str, str], *, is_code: bool = False) -> str:

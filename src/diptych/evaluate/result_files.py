@@ -94,10 +94,8 @@ def _join(folder: Path, stamp: Stamp) -> Stamp:
     shared = [name for name in stamp["suites"] if name in earlier["suites"]]
     one, other = ({**s, "suites": {name: s["suites"][name] for name in shared}} for s in (earlier, stamp))
     if found := stamp_differences(one, other):
-        more = f"; and {len(found) - _NUM_TOLD} more" if len(found) > _NUM_TOLD else ""
-        raise ValueError(
-            f"{folder} holds a run made otherwise ({'; '.join(found[:_NUM_TOLD])}{more}); give another --out, or delete it"
-        )
+        told = "; ".join(found[:_NUM_TOLD]) + (f"; and {len(found) - _NUM_TOLD} more" if found[_NUM_TOLD:] else "")
+        raise ValueError(f"{folder} holds a run made otherwise ({told}); give another --out, or delete it")
     return {**stamp, "suites": earlier["suites"] | stamp["suites"]}
 
 
@@ -116,9 +114,10 @@ def read_rows(folder: Path, *, repair: bool = False) -> list[Row]:
     rows = []
     for number, line in enumerate(data[:whole].splitlines(), start=1):
         try:
-            entry = json.loads(line)
-            rows.append(Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}))
-        except (ValueError, TypeError, AttributeError) as error:
+            entry: dict[str, Any] = json.loads(line)
+            entry |= {key: tuple(entry[key]) for key in ("inputs", "images")}
+            rows.append(Row(**entry))
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number}, is no row of results ({error}); delete the folder") from error
     return rows
 

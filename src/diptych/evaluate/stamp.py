@@ -16,7 +16,7 @@ Stamp = dict[str, Any]
 
 
 def build_stamp(morph: Any, *, name: str, morph_hash: str, pixel_decoder_hash: str | None, sampling: Sampling) -> Stamp:
-    """Of a loaded morph (or pixel decoder), what it was named, and the hashes of the folders that it was loaded from."""
+    """Of a loaded morph (or pixel decoder): its name, and the hashes of the folders that it was loaded from."""
     frozen = morph.frozen_hashes()
     hashes = {part: found for part, found in frozen.items() if part != "language_model"}
     if pixel_decoder_hash is not None:

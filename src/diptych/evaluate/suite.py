@@ -278,8 +278,13 @@ def prompt_set_hash(examples: Sequence[Example]) -> str:
         return hashes[path]
 
     entries = [
-        [e.id, e.kind, [[m.role, m.parts] for m in e.messages], [content(p) for p in e.images]]
-        + [e.reference, content(e.reference_image), e.choices]
+        {
+            "id": e.id,
+            "kind": e.kind,
+            "messages": [[message.role, message.parts] for message in e.messages],
+            "images": [content(path) for path in e.images],
+            "right": [e.reference, content(e.reference_image), e.choices],
+        }
         for e in sorted(examples, key=lambda e: e.id)
     ]
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()

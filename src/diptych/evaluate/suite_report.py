@@ -69,8 +69,8 @@ def _scores(results: Sequence[SuiteResult]) -> str:
                 _score_row(f"<strong>{text(name)}</strong>" if not number else text(name), result.scores, metric)
             )
     told = (
-        "Interval: 95%, bootstrap over examples. Majority: always the commonest answer to a kind of question. Chance: a "
-        "guess among its answers. Neither is given where there is no such thing."
+        "Interval: 95%, bootstrap over examples. Majority: always the commonest answer to a kind of question. Chance: "
+        "a guess among its answers. Neither is given where there is no such thing."
     )
     return _score_table(rows) + paragraph(told)
 
@@ -133,8 +133,12 @@ def _spread(result: SuiteResult, metric: Metric) -> str:
     if len(values) < 2 or values[0] == values[-1]:
         return ""
     points = [(100 * place / (len(values) - 1), value) for place, value in enumerate(values)]
-    labels = {"x_label": "per cent of the examples", "y_label": metric.unit or metric.words}
-    chart = draw_chart([Line(metric.words, points)], title=f"{metric.words}, sorted", **labels)
+    chart = draw_chart(
+        [Line(metric.words, points)],
+        title=f"{metric.words}, sorted",
+        x_label="per cent of the examples",
+        y_label=metric.unit or metric.words,
+    )
     return f'<div class="charts"><figure><figcaption>{text(metric.words)}, sorted</figcaption>{chart}</figure></div>'
 
 

@@ -53,7 +53,8 @@ class EmojiDrawing:
         """`encoder`: what judges, in place of ENCODER."""
         needed = () if encoder is not None else (ENCODER,)
         self.needs = Needs(("draws",), needed if data is not None else (*needed, *EMOJI_ASSETS))
-        self._data, self._encoder = data, encoder
+        self._data = data
+        self._encoder: Any = encoder
         self._gallery: list[Combination] = []
         self._by_id: dict[str, Combination] = {}
         self._real = torch.zeros(0)

@@ -1,4 +1,4 @@
-"""Reconstruction: an image through latents or visual tokens and back. What bounds everything that is drawn from them."""
+"""Reconstruction: an image through latents or visual tokens and back, which bounds all that is drawn from them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class ImageReconstruction:
     def baselines(self, examples: Sequence[Example]) -> dict[str, Baselines]:
         if not self._size:
             return {}  # nothing came out yet, at whose size they would be compared
-        mean = sum(self._open(e) for e in examples) / len(examples)
+        mean = torch.zeros(3, self._size, self._size)
+        for example in examples:
+            mean += self._open(example) / len(examples)
         others = [*examples[1:], examples[0]]
         totals = {metric.name: [0.0, 0.0] for metric in self.metrics}
         for start in range(0, len(examples), _AT_ONCE):
@@ -94,7 +96,7 @@ class ImageReconstruction:
                         totals[name][place] += value / len(examples)
         return {name: Baselines(*pair) for name, pair in totals.items()}
 
-    def _open(self, example: Example) -> Any:
+    def _open(self, example: Example) -> Tensor:
         return image_to_tensor(open_image(example.images[0]), self._size)
 
     def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:

@@ -46,20 +46,17 @@ class LanguageLaw:
     needs = Needs(("writes",))
 
     def __init__(self, data: Path | None = None, *, base: Any = None) -> None:
-        """`base`: a fresh load of the morph's base LLM (`.model`, `.tokenizer`, `.hash`), in place of one loaded here."""
+        """`base`: a fresh load of the morph's base LLM (`.model`, `.tokenizer`), in place of one loaded here."""
         if data is not None:
             raise ValueError("suite language asks its own prompts, and takes no --data")
         self._base = base
 
     def load_examples(self, progress: Progress) -> list[Example]:
         prompts = [
-            Example(
-                f"prompt/{number:03d}", (Message("user", (prompt,)),), reference="the base's logits", kind="prompts"
-            )
+            Example(f"prompt/{number:03d}", _said(prompt), reference="identical, 0.0", kind="prompts")
             for number, prompt in enumerate(PROMPTS)
         ]
-        asked = (Message("user", (_ASKED_OF_WEIGHTS,)),)
-        return [*prompts, Example(WEIGHTS, asked, reference="the base's hash", kind=WEIGHTS)]
+        return [*prompts, Example(WEIGHTS, _said(_ASKED_OF_WEIGHTS), reference="the base's hash", kind=WEIGHTS)]
 
     def prepare(self, morph: Any) -> None:
         if self._base is None:
@@ -94,3 +91,7 @@ class LanguageLaw:
 
     def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
         return summarise_means(self, examples, rows)
+
+
+def _said(prompt: str) -> tuple[Message, ...]:
+    return (Message("user", (prompt,)),)

@@ -37,19 +37,19 @@ def find_easy_vqa(data: Path | None, progress: Progress) -> Path:
     return _find("easy-vqa", data, lambda out: build_easy_vqa(out, easy_vqa_folder=folder(), progress=progress))
 
 
-def read_questions(folder: Path, splits: tuple[str, ...]) -> list[Example]:
-    """The samples of some splits of a built set whose answer is text. The kind is the sample's task; its id follows
+def read_questions(folder: Path, splits: tuple[str, ...], kind_of: Callable[[Sample], str]) -> list[Example]:
+    """The samples of some splits of a built set whose answer is text, each with its kind of question. An id follows
     from all that is said and shown (pictures are named by their content)."""
     examples = []
     for split in splits:
         path = folder / f"{split}.jsonl"
         if not path.is_file():
             raise ValueError(f"{folder} holds no {path.name}; give another folder (--data), or none to have it built")
-        examples += [_question(folder, split, sample) for sample in read_samples(path)]
+        examples += [_question(folder, split, sample, kind_of(sample)) for sample in read_samples(path)]
     return examples
 
 
-def _question(folder: Path, split: str, sample: Sample) -> Example:
+def _question(folder: Path, split: str, sample: Sample, kind: str) -> Example:
     record = sample_to_record(sample)
     digest = hashlib.sha256(json.dumps([record["messages"], record["images"]]).encode()).hexdigest()
     choices = sample.meta.get("words", ())
@@ -58,7 +58,7 @@ def _question(folder: Path, split: str, sample: Sample) -> Example:
         messages=sample.messages[:-1],
         images=tuple(folder / image for image in sample.images),
         reference=str(sample.messages[-1].parts[0]),
-        kind=str(sample.meta.get("task", "")),
+        kind=kind,
         choices=tuple(choices),
     )
 
@@ -82,4 +82,5 @@ def _build_emoji(out: Path, progress: Progress) -> None:
 
 
 def _build_image_qa(out: Path, progress: Progress) -> None:
-    build_image_qa(out, GallerySource(*(asset_path(name) for name in EMOJI_ASSETS), progress=progress))
+    openmoji, fluent, emojibase = (asset_path(name) for name in EMOJI_ASSETS)
+    build_image_qa(out, GallerySource(openmoji, fluent, emojibase, progress=progress))

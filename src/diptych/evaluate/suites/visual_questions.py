@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from diptych.data.samples import Sample
 from diptych.evaluate.answering import Sampling, answer_in_text
 from diptych.evaluate.naming import is_named
 from diptych.evaluate.suite import (
@@ -31,7 +32,8 @@ from diptych.evaluate.suites.suite_data import (
 
 
 class VisualQuestions:
-    """Questions of some splits of a built set; `find`: where the set lies, given the user's folder or None."""
+    """Questions of some splits of a built set. `find`: where the set lies, given the user's folder or None; `kind_of`:
+    the kind of a question."""
 
     version = 1
     metrics = (Metric("exact", "exact answers"),)
@@ -43,16 +45,17 @@ class VisualQuestions:
         words: str,
         splits: tuple[str, ...],
         find: Callable[[Path | None, Progress], Path],
+        kind_of: Callable[[Sample], str],
         assets: tuple[str, ...],
-        data: Path | None = None,
+        data: Path | None,
     ) -> None:
         self.name = name
         self.words = words
         self.needs = Needs(("reads",), () if data is not None else assets)
-        self._splits, self._find, self._data = splits, find, data
+        self._splits, self._find, self._kind_of, self._data = splits, find, kind_of, data
 
     def load_examples(self, progress: Progress) -> list[Example]:
-        return read_questions(self._find(self._data, progress), self._splits)
+        return read_questions(self._find(self._data, progress), self._splits, self._kind_of)
 
     def prepare(self, morph: Any) -> None:
         pass
@@ -82,6 +85,7 @@ def emoji_vqa(data: Path | None) -> VisualQuestions:
         ),
         splits=("held_out_concept", "held_out_style", "held_out_combination"),
         find=find_image_qa,
+        kind_of=lambda sample: str(sample.meta["task"]),
         assets=EMOJI_ASSETS,
         data=data,
     )
@@ -96,6 +100,14 @@ def easy_vqa(data: Path | None) -> VisualQuestions:
         ),
         splits=("held_out_test",),
         find=find_easy_vqa,
+        kind_of=_easy_kind,
         assets=EASY_VQA_ASSETS,
         data=data,
     )
+
+
+def _easy_kind(sample: Sample) -> str:
+    question, answer = (str(message.parts[0]) for message in sample.messages)
+    if answer in ("yes", "no"):
+        return "yes or no"
+    return "colour" if "color" in question else "shape"
