@@ -83,7 +83,8 @@ def main() -> None:
     rows = []
     for name in options.suite.split(","):
         (suite,) = build_suites([name], {} if options.data is None else {name: options.data})
-        timed_morph, timed_suite = Timed(morph, MODEL, clock), Loaded(suite, morph, clock)
+        timed_morph = Timed(morph, MODEL, clock)
+        timed_suite: Any = Loaded(suite, morph, clock)
         with tempfile.TemporaryDirectory() as out:
             start = clock()
             evaluate_suites(

@@ -79,7 +79,7 @@ class EmojiDrawing:
         self._size = morph.recipe.image_size
         encoder, cache_dir, key = self._encoder, None, "given"
         if encoder is None:
-            encoder = self._encoder = load_image_encoder(ENCODER)
+            encoder = self._encoder = load_image_encoder(ENCODER).to(morph.device)
             cache_dir, key = cache_root() / "tensors", encoder.cache_key[:16]
         encoded = EncodedImages(
             lambda images: embed_images(encoder, images),
