@@ -123,6 +123,17 @@ def test_what_is_drawn_is_kept_beside_its_row_and_each_batch_has_its_noise(tmp_p
         assert (tmp_path / "out" / image).is_file()
 
 
+def test_what_was_drawn_and_is_gone_is_drawn_again(tmp_path: Path) -> None:
+    suite = ColourSuite(tmp_path / "data", 10, draws=True)
+    first = run(FakeMorph(draw), suite, tmp_path / "out")
+    lost = read_rows(tmp_path / "out")[3]
+    (tmp_path / "out" / lost.images[0]).unlink()
+    morph = FakeMorph(draw)
+    assert run(morph, suite, tmp_path / "out") == first
+    assert morph.batches == [[lost.question]]
+    assert (tmp_path / "out" / lost.images[0]).is_file()
+
+
 def test_questions_of_one_length_stand_in_one_batch(tmp_path: Path) -> None:
     morph = FakeMorph(look)
     run(morph, ColourSuite(tmp_path / "data", 20), tmp_path / "out", batch_size=20)

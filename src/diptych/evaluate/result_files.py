@@ -35,7 +35,11 @@ class ResultFiles:
     def __init__(self, folder: Path, stamp: Stamp) -> None:
         self.folder = folder
         self.stamp = stamp
-        self.rows: dict[tuple[str, str], Row] = {(row.suite, row.id): row for row in read_rows(folder, repair=True)}
+        self.rows: dict[tuple[str, str], Row] = {
+            (row.suite, row.id): row
+            for row in read_rows(folder, repair=True)
+            if all((folder / image).is_file() for image in row.images)  # one whose image is gone is asked again
+        }
 
     def of_suite(self, suite: str) -> dict[str, Row]:
         """Rows by id of the example."""
@@ -82,6 +86,8 @@ def open_results(folder: Path, stamp: Stamp) -> Iterator[ResultFiles]:
             ) from error
         stamp = _join(folder, stamp)
         write_json(folder / STAMP, stamp)
+        (folder / ROWS).touch()
+        _sync_names(folder)
         yield ResultFiles(folder, stamp)
 
 
@@ -99,8 +105,17 @@ def _join(folder: Path, stamp: Stamp) -> Stamp:
     return {**stamp, "suites": earlier["suites"] | stamp["suites"]}
 
 
+def _sync_names(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_rows(folder: Path, *, repair: bool = False) -> list[Row]:
-    """All rows. A last line without an end was cut by a crash: it is passed over, and with `repair` taken off the file.
+    """All rows; where an example stands twice, the later one counts. A last line without an end was cut by a crash: it
+    is passed over, and with `repair` taken off the file.
 
     Raises ValueError, naming the line, for any other that is no row.
     """
