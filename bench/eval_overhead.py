@@ -57,13 +57,13 @@ class Loaded(Timed):
 
     def __init__(self, inner: Any, morph: Any, clock: Callable[[], float]) -> None:
         super().__init__(inner, JUDGE, clock)
-        self._examples = inner.load_examples(lambda what, done, total: None)
-        inner.prepare(morph)
+        self._examples = inner.load_examples(_tell_nothing)
+        inner.prepare(morph, _tell_nothing)
 
     def load_examples(self, progress: Any) -> list[Any]:
         return self._examples
 
-    def prepare(self, morph: Any) -> None:
+    def prepare(self, morph: Any, progress: Any) -> None:
         pass
 
 
@@ -102,6 +102,10 @@ def main() -> None:
         rows.append([name, f"{total:.1f}", *shares, f"<= {GOAL:.0%}", "yes" if harness <= GOAL * total else "no"])
     title = f"Evaluation of {options.morph}, {options.limit} examples each, {'wall' if options.wall else 'CPU'} seconds"
     print_table(title, ["suite", "seconds", "model", "judge", "harness", "goal, harness", "reached"], rows)
+
+
+def _tell_nothing(what: str, done: int, total: int) -> None:
+    pass
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class ColourSuite:
             examples.append(Example(f"red/{number}", asked, (path,), reference=answer, kind="red"))
         return examples
 
-    def prepare(self, morph: Any) -> None:
+    def prepare(self, morph: Any, progress: Progress) -> None:
         self.num_prepared += 1
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:

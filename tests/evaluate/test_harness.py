@@ -58,16 +58,16 @@ def test_one_who_answers_the_commonest_scores_exactly_the_majority_baseline(tmp_
 def test_with_shuffled_images_one_who_looks_falls_to_chance(tmp_path: Path) -> None:
     """Agreement of two independent draws: sum of squared shares. It is what a benchmark that needs its images shows."""
     suite = ColourSuite(tmp_path / "data", 400)
-    told = run(FakeMorph(look), suite, tmp_path / "out", without_image=True)
+    told = run(FakeMorph(look), suite, tmp_path / "out", shuffle_images=True)
     shares = [160 / 400, 80 / 400, 80 / 400, 80 / 400]
     low, high = told["kinds"]["colour"]["exact"]["interval_95"]
     assert low < sum(share**2 for share in shares) < high
-    assert json.loads((tmp_path / "out" / "stamp.json").read_text())["images_shuffled"] is True
+    assert json.loads((tmp_path / "out" / "stamp.json").read_text())["shuffle_images"] is True
 
 
 def test_a_shuffled_run_of_what_shows_no_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shows no image"):
-        run(FakeMorph(draw), ColourSuite(tmp_path / "data", draws=True), tmp_path / "out", without_image=True)
+        run(FakeMorph(draw), ColourSuite(tmp_path / "data", draws=True), tmp_path / "out", shuffle_images=True)
 
 
 def test_a_run_that_was_stopped_does_what_is_left_and_scores_the_same(tmp_path: Path) -> None:

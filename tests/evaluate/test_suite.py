@@ -17,7 +17,7 @@ from diptych.evaluate.suite import (
     check_needs,
     choose_examples,
     prompt_set_hash,
-    shuffle_images,
+    with_shuffled_images,
 )
 from toy_suite import ColourSuite, FakeMorph, look, renamed
 
@@ -65,7 +65,7 @@ def test_of_choices_the_answer_is_the_place() -> None:
 
 def test_shuffled_images_are_those_of_others_of_the_same_kind(tmp_path: Path) -> None:
     examples = examples_of(tmp_path)
-    shuffled = shuffle_images(examples)
+    shuffled = with_shuffled_images(examples)
     assert [replace(e, images=()) for e in shuffled] == [replace(e, images=()) for e in examples]
     assert all(one.images != other.images for one, other in zip(shuffled, examples, strict=True))
     for kind in ("colour", "red"):

@@ -95,7 +95,7 @@ def evaluate(
             sampling=sampling,
             limit=limit,
             batch_size=batch_size,
-            without_image=shuffle_images,
+            shuffle_images=shuffle_images,
             progress=report,
         )
     _print_scores(results)

@@ -25,7 +25,7 @@ from diptych.evaluate.suite import (
     check_needs,
     choose_examples,
     prompt_set_hash,
-    shuffle_images,
+    with_shuffled_images,
 )
 from diptych.evaluate.suite_report import render_suites
 
@@ -42,23 +42,23 @@ def evaluate_suites(
     sampling: Sampling = AS_TRAINED,
     limit: int | None = None,
     batch_size: int = BATCH_SIZE,
-    without_image: bool = False,
+    shuffle_images: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> list[SuiteResult]:
     """Asks what is not yet answered in `out`, and writes results.jsonl, scores.json and report.html there.
 
-    `stamp`: of the morph and its sampling (`build_stamp`). `limit`: so many examples of each suite. `without_image`: a
+    `stamp`: of the morph and its sampling (`build_stamp`). `limit`: so many examples of each suite. `shuffle_images`: a
     control; every image is that of another example. Raises ValueError, before the first question, for what the morph
     cannot do, what is missing, and a folder that holds another run.
     """
     for suite in suites:
         check_needs(suite, morph)
-        if without_image and "reads" not in suite.needs.abilities:
+        if shuffle_images and "reads" not in suite.needs.abilities:
             raise ValueError(f"suite {suite.name} shows no image to read, so there is none to shuffle")
     chosen: dict[str, list[Example]] = {}
     for suite in suites:
         examples = choose_examples(suite.load_examples(progress), limit, suite=suite.name)
-        chosen[suite.name] = shuffle_images(examples) if without_image else examples
+        chosen[suite.name] = with_shuffled_images(examples) if shuffle_images else examples
     stamped = {
         suite.name: {
             "version": suite.version,
@@ -67,7 +67,7 @@ def evaluate_suites(
         }
         for suite in suites
     }
-    stamp = {**stamp, "batch_size": batch_size, "images_shuffled": without_image, "suites": stamped}
+    stamp = {**stamp, "batch_size": batch_size, "shuffle_images": shuffle_images, "suites": stamped}
     with open_results(out, stamp) as files:
         results = []
         for suite in suites:
@@ -92,7 +92,7 @@ def _answer_missing(
     missing = [example for example in examples if example.id not in done]
     if not missing:
         return
-    suite.prepare(morph)
+    suite.prepare(morph, progress)
     num_done = len(examples) - len(missing)
     progress(f"suite {suite.name}", num_done, len(examples))
     for number, start in enumerate(range(0, len(examples), batch_size)):

@@ -154,7 +154,7 @@ class Suite(Protocol):
         """All examples, the same on every machine. Raises ValueError for data that is missing or damaged."""
         ...
 
-    def prepare(self, morph: Any) -> None:
+    def prepare(self, morph: Any, progress: Progress) -> None:
         """Called once before the first answer: loads what judges answers, such as an image encoder."""
         ...
 
@@ -253,7 +253,7 @@ def choose_examples(examples: Sequence[Example], limit: int | None, *, suite: st
     return sorted(drawn, key=lambda e: (len(e.images), len(e.question()), e.id))
 
 
-def shuffle_images(examples: Sequence[Example], *, seed: int = 0) -> list[Example]:
+def with_shuffled_images(examples: Sequence[Example], *, seed: int = 0) -> list[Example]:
     """Each example with the images of another of its kind: who needs the image to answer falls to chance."""
     shuffled: dict[str, Example] = {}
     groups: dict[tuple[str, int], list[Example]] = {}

@@ -90,7 +90,7 @@ def test_who_knows_scores_100_per_cent_and_by_shuffled_pictures_falls(image_qa: 
     rule = knowing(load(suite))
     (right,) = evaluate_suites(FakeMorph(rule), [suite], tmp_path / "right", stamp=STAMP)
     assert right.scores["exact"].mean == 1
-    (shuffled,) = evaluate_suites(FakeMorph(rule), [suite], tmp_path / "other", stamp=STAMP, without_image=True)
+    (shuffled,) = evaluate_suites(FakeMorph(rule), [suite], tmp_path / "other", stamp=STAMP, shuffle_images=True)
     majority = shuffled.scores["exact"].baselines.majority
     assert majority is not None
     assert shuffled.scores["exact"].mean < majority + 0.1

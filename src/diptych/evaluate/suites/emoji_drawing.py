@@ -31,6 +31,7 @@ from diptych.evaluate.suites.suite_data import EMOJI_ASSETS, find_emoji_set
 from diptych.models.encoded_images import EncodedImages
 
 TOPS = (1, 5)
+_AT_ONCE = 128
 
 
 class EmojiDrawing:
@@ -74,7 +75,7 @@ class EmojiDrawing:
             for id, c in self._by_id.items()
         ]
 
-    def prepare(self, morph: Any) -> None:
+    def prepare(self, morph: Any, progress: Progress) -> None:
         """Embeds the real images; kept in the cache, by what they are and what judges them."""
         self._size = morph.recipe.image_size
         encoder, cache_dir, key = self._encoder, None, "given"
@@ -88,7 +89,9 @@ class EmojiDrawing:
             cache_dir=cache_dir,
         )
         files = [str(c.file) for c in self._gallery]
-        encoded.prepare(files)
+        for start in range(0, len(files), _AT_ONCE):
+            encoded.prepare(files[start : start + _AT_ONCE])
+            progress("embedding real images", min(start + _AT_ONCE, len(files)), len(files))
         encoded.flush()
         self._real = torch.stack([encoded.load(file) for file in files])
 

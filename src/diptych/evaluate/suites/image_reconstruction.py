@@ -66,7 +66,7 @@ class ImageReconstruction:
             for c in combinations
         ]
 
-    def prepare(self, morph: Any) -> None:
+    def prepare(self, morph: Any, progress: Progress) -> None:
         pass
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:

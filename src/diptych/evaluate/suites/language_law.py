@@ -58,7 +58,7 @@ class LanguageLaw:
         ]
         return [*prompts, Example(WEIGHTS, _said(_ASKED_OF_WEIGHTS), reference="the base's hash", kind=WEIGHTS)]
 
-    def prepare(self, morph: Any) -> None:
+    def prepare(self, morph: Any, progress: Progress) -> None:
         if self._base is None:
             trusted = morph.recipe.trust_remote_code
             name, dtype = morph.language.name, morph.language_model.dtype

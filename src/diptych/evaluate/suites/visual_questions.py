@@ -57,7 +57,7 @@ class VisualQuestions:
     def load_examples(self, progress: Progress) -> list[Example]:
         return read_questions(self._find(self._data, progress), self._splits, self._kind_of)
 
-    def prepare(self, morph: Any) -> None:
+    def prepare(self, morph: Any, progress: Progress) -> None:
         pass
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
