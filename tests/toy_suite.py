@@ -44,6 +44,7 @@ class ColourSuite:
         self.needs = Needs(("draws",) if draws else ("reads",))
         self.metrics = (Metric("nearness", "near in colour") if draws else Metric("exact", "exact answers"),)
         self.num_prepared = 0
+        self.all: list[Example] = []
 
     def load_examples(self, progress: Progress) -> list[Example]:
         names = [list(COLOURS)[0 if k % 5 == 0 else k % 4] for k in range(self.num)]
@@ -61,6 +62,7 @@ class ColourSuite:
             examples.append(Example(f"colour/{number}", asked, (path,), reference=name, kind="colour"))
             asked, answer = (Message("user", ("Is this red?\n", 0)),), "yes" if name == "red" else "no"
             examples.append(Example(f"red/{number}", asked, (path,), reference=answer, kind="red"))
+        self.all = examples
         return examples
 
     def prepare(self, morph: Any, progress: Progress) -> None:
@@ -79,7 +81,7 @@ class ColourSuite:
         return [{"nearness": float(colour_of(a.images[0]) == e.reference)} for e, a in pairs]
 
     def baselines(self, examples: Sequence[Example]) -> dict[str, Baselines]:
-        return {self.metrics[0].name: answer_baselines(examples)}
+        return {self.metrics[0].name: answer_baselines(examples, among=self.all)}
 
     def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
         return summarise_means(self, examples, rows)

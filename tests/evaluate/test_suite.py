@@ -50,15 +50,18 @@ def test_baselines_are_of_each_kind_of_question() -> None:
     names = ["A cat", "cat.", "dog", "fox"]
     examples = [asked(n, kind="name", right=name) for n, name in enumerate(names)]
     examples += [asked(10 + n, kind="is it", right=right) for n, right in enumerate(["yes", "no", "no", "no"])]
-    found = answer_baselines(examples)
+    found = answer_baselines(examples, among=examples)
     assert found.majority == (2 + 3) / 8
     assert found.chance == pytest.approx((4 / 3 + 4 / 2) / 8)
+    few = answer_baselines(examples[2:5], among=examples)
+    assert few.majority == (1 + 1) / 3
+    assert few.chance == pytest.approx((2 / 3 + 1 / 2) / 3), "a guess is among the answers of the whole suite"
 
 
 def test_of_choices_the_answer_is_the_place() -> None:
     places = [("a", "b", "c", "d"), ("d", "a", "b", "c"), ("c", "d", "a", "b")]
     examples = [asked(n, kind="choice", right="a", choices=choices) for n, choices in enumerate(places)]
-    found = answer_baselines(examples)
+    found = answer_baselines(examples, among=examples)
     assert found.majority == 1 / 3
     assert found.chance == 1 / 4
 

@@ -224,15 +224,16 @@ def summarise_means(suite: Suite, examples: Sequence[Example], rows: Sequence[Ro
     return summary
 
 
-def answer_baselines(examples: Sequence[Example]) -> Baselines:
-    """Of right answers in words, each kind of question for itself: the share of its commonest answer, and of a guess
-    among its answers. Where a question gives choices, an answer is its place among them."""
+def answer_baselines(examples: Sequence[Example], *, among: Sequence[Example]) -> Baselines:
+    """Of right answers in words, each kind of question for itself: the share of its commonest answer in `examples`, and
+    of a guess among its answers in `among`, the whole suite. Where a question gives choices, an answer is its place
+    among them, and those are guessed from."""
     majority = chance = 0.0
     for kind in {example.kind for example in examples}:
         own = [example for example in examples if example.kind == kind]
-        counts = Counter(_answer_class(example) for example in own)
-        majority += max(counts.values())
-        chance += sum(1 / (len(example.choices) or len(counts)) for example in own)
+        num_answers = len({_answer_class(example) for example in among if example.kind == kind})
+        majority += max(Counter(_answer_class(example) for example in own).values())
+        chance += sum(1 / (len(example.choices) or num_answers) for example in own)
     return Baselines(majority / len(examples), chance / len(examples))
 
 

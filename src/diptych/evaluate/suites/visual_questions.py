@@ -53,9 +53,11 @@ class VisualQuestions:
         self.words = words
         self.needs = Needs(("reads",), () if data is not None else assets)
         self._splits, self._find, self._kind_of, self._data = splits, find, kind_of, data
+        self._all: list[Example] = []
 
     def load_examples(self, progress: Progress) -> list[Example]:
-        return read_questions(self._find(self._data, progress), self._splits, self._kind_of)
+        self._all = read_questions(self._find(self._data, progress), self._splits, self._kind_of)
+        return self._all
 
     def prepare(self, morph: Any, progress: Progress) -> None:
         pass
@@ -69,7 +71,7 @@ class VisualQuestions:
         return [{"exact": float(is_named(answer.text, example.reference))} for example, answer in pairs]
 
     def baselines(self, examples: Sequence[Example]) -> dict[str, Baselines]:
-        return {"exact": answer_baselines(examples)}
+        return {"exact": answer_baselines(examples, among=self._all)}
 
     def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
         return summarise_means(self, examples, rows)
@@ -80,8 +82,9 @@ def emoji_vqa(data: Path | None) -> VisualQuestions:
         "emoji-vqa",
         words=(
             "Questions on emoji and scenes of them: names, kinds, keywords, counting, presence, position; of concepts, "
-            "of a style and of combinations that no training set of Diptych shows. An answer is right if it is the "
-            "right one but for case, punctuation and articles."
+            "of a style and of combinations that the training files of the six types never show (the emoji set, of "
+            "which emoji-dual was made, does). An answer is right if it is the right one but for case, punctuation and "
+            "articles."
         ),
         splits=("held_out_concept", "held_out_style", "held_out_combination"),
         find=find_image_qa,
