@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from diptych.models.accounts.recipe_account import account_recipe
 from diptych.models.checkpoint import load_morph
 from diptych.studies.demo_evaluation import evaluate_demo
 from paired import print_table
@@ -61,6 +62,7 @@ def main() -> None:
             "sampling": found.sampling.model_dump(mode="json", exclude={"prompts"}),
             "num": options.num,
             "seed": options.seed,
+            "costs": account_recipe(morph.recipe).as_dict(),
             "hashes": morph.frozen_hashes(),
         }
         options.out.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")

@@ -1,10 +1,13 @@
 """How good a pixel decoder is, apart from any language model: real images to visual tokens and back.
 
     python bench/reconstruction_scores.py emoji-pixels data/emoji --num 300 --out reconstructed.png
+    python bench/reconstruction_scores.py emoji-pixels data/emoji --num 300 --autoencoder emoji-tiny
 
 A reconstruction counts as right where the nearest real image of its style, of all concepts, is that of its concept, by
 EfficientNet-Lite0's features, as the demo judges drawings. `trained`: images that the decoder was trained on; `held
 out`: images that it never saw. The sheet shows real images left, reconstructions right.
+
+With `--autoencoder` they are that autoencoder's latents and back, nothing denoised: what bounds every such decoder.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any
 
 import torch
 
+from diptych.backbones.autoencoder import load_autoencoder
 from diptych.backbones.vision import load_image_encoder
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.images import image_to_tensor, tensor_to_image
@@ -26,12 +30,20 @@ from diptych.studies.demo_evaluation import ENCODER, choose_combinations, compar
 from paired import print_table
 
 
+@torch.no_grad()
+def through(name: str, images: torch.Tensor) -> torch.Tensor:
+    """Images [B, 3, H, W] in -1..1 to an autoencoder's latents and back."""
+    autoencoder = load_autoencoder(name)
+    return torch.cat([autoencoder.decode(autoencoder.encode(chunk)) for chunk in images.split(32)]).clamp(-1, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("decoder")
     parser.add_argument("data", type=Path)
     parser.add_argument("--num", type=int, default=300)
     parser.add_argument("--guidance", type=float, help="in place of the recipe's")
+    parser.add_argument("--autoencoder", help="judge its latents and back, in place of the decoder's drawings")
     parser.add_argument("--out", type=Path, help="a PNG of the first reconstructions beside the real images")
     options = parser.parse_args()
     torch.set_num_threads(2)
@@ -49,7 +61,10 @@ def main() -> None:
         return torch.cat([reduce_tokens(encoder.features(chunk), num_tokens) for chunk in pixels.split(32)])
 
     features = encode(pixels)
-    drawn = decoder.decode(features, guidance_scale=options.guidance)
+    if options.autoencoder is None:
+        drawn = decoder.decode(features, guidance_scale=options.guidance)
+    else:
+        drawn = through(options.autoencoder, torch.stack([image_to_tensor(c.real, size) for c in chosen]))
     again = encode(drawn)
     images = [tensor_to_image(image) for image in drawn]
     ranks, styles = compare_with_gallery(
@@ -74,7 +89,8 @@ def main() -> None:
         right = sum(styles[i] for i in own) / len(own)
         rows.append([f"{kind}, visual tokens of the reconstruction, cosine", f"{cosine:.3f}", "", f"{len(own)}"])
         rows.append([f"{kind}, style right", f"{right:.1%}", "", f"{len(own)}"])
-    print_table(f"{options.decoder}, among {num_concepts} concepts", ["score", "value", "95%", "n"], rows)
+    judged = options.autoencoder or options.decoder
+    print_table(f"{judged}, among {num_concepts} concepts", ["score", "value", "95%", "n"], rows)
     if options.out is not None:
         few = list(range(24)) + [i for i, c in enumerate(chosen) if c.held_out][:24]
         pairs = [image for i in few for image in (chosen[i].real.resize((size, size)), images[i])]

@@ -196,6 +196,17 @@ def test_what_only_x_fusion_has_is_refused_elsewhere(tmp_path: Path, override: s
         load_recipe(write(tmp_path, {**MINIMAL, "method": "vpit"}), [override])
 
 
+def test_a_recipe_that_would_learn_nothing_is_refused(tmp_path: Path) -> None:
+    nothing = ["objective.ce_weight=0", "objective.flow_weight=0"]
+    with pytest.raises(ValueError, match="no loss has weight"):
+        load_recipe(write(tmp_path, MINIMAL), nothing)
+    load_recipe(write(tmp_path, MINIMAL), [*nothing, "alignment.image_encoder=efficientnet-lite0"])
+    with pytest.raises(ValueError, match="no loss has weight"):
+        load_recipe(
+            write(tmp_path, MINIMAL), [*nothing, "alignment.image_encoder=efficientnet-lite0", "alignment.weight=0"]
+        )
+
+
 def test_more_drawings_than_all_cannot_be_learnt_without_their_condition(tmp_path: Path) -> None:
     shares = ["objective.text_cond_dropout_prob=0.7", "objective.image_cond_dropout_prob=0.7"]
     with pytest.raises(ValueError, match="more than all of them"):

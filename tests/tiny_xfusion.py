@@ -120,6 +120,20 @@ def image(model: XFusionModel, *, is_target: bool, seed: int = 0) -> ImageSpan:
 KINDS = ("text", "answer", "context", "target")
 
 
+ALONE: dict[str, list[tuple[str, int]]] = {
+    "text only": [("text", 2), ("answer", 3)],
+    "a read image only": [("context", 1)],
+    "a drawn image only": [("target", 1)],
+    "a read image first": [("context", 1), ("text", 2), ("answer", 2)],
+    "a drawn image first": [("target", 1), ("answer", 2)],
+    "a drawn image last": [("text", 3), ("target", 1)],
+    "a read image last": [("text", 3), ("context", 1)],
+    "an image twice": [("text", 1), ("context", 1), ("text", 2), ("context", 1), ("answer", 2)],
+    "adjacent images": [("context", 1), ("context", 1), ("target", 1), ("target", 1), ("answer", 2)],
+}
+"""Samples that are to be right with nothing else in their batch."""
+
+
 def sequences(max_samples: int = 3, max_spans: int = 5) -> st.SearchStrategy[list[list[tuple[str, int]]]]:
     """Random interleavings: samples of (kind, size) spans; `build_streams` makes them real."""
     span = st.tuples(st.sampled_from(KINDS), st.integers(1, 4))

@@ -109,6 +109,13 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _learns_something(self) -> Recipe:
+        aligned = self.alignment is not None and self.alignment.weight > 0
+        if self.method == "xfusion" and not (self.objective.ce_weight or self.objective.flow_weight or aligned):
+            raise ValueError("no loss has weight: give objective.ce_weight or objective.flow_weight more than 0")
+        return self
+
+    @model_validator(mode="after")
     def _layers_ascend(self) -> Recipe:
         layers = self.vision_tower.layers
         if layers is not None and (not layers or list(layers) != sorted(set(layers)) or layers[0] < 0):

@@ -35,6 +35,16 @@ class SourceConfig(Settings):
         description="fields under other names: ours to theirs, such as instruction: edit_prompt",
     )
     limit: int | None = Field(default=None, gt=0, description="no more than the first so many records")
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="passes over it, then the other sources go on without it; where all end, all begin again (of "
+        "mixing batch: passes to the end of a micro-batch)",
+    )
+    tokens: int | None = Field(
+        default=None, gt=0, description="the same by its tokens: about so many, by the mean length of its records"
+    )
     task: Literal["draw", "read"] | None = Field(
         default=None, description="of captions: draw the image that they describe, or describe it"
     )
@@ -45,6 +55,11 @@ class SourceConfig(Settings):
     )
     loss: dict[Literal["system", "user", "assistant"], bool] = Field(
         default_factory=dict, description="whether turns of a role are learnt, where a message does not say itself"
+    )
+    image_roles: tuple[Literal["context", "target"], ...] = Field(
+        default=(),
+        description="what a record's images are, in their order (the last one of all that follow): read, or learnt to "
+        "be drawn; empty: context in a user's turn, target in an assistant's, as its loss says",
     )
     image_root: str | None = Field(
         default=None, description="folder that images are relative to, and may not leave; null: that of the records"
@@ -63,6 +78,8 @@ class SourceConfig(Settings):
     def _goes_together(self) -> SourceConfig:
         if self.num_frames is not None and self.fps is not None:
             raise ValueError("num_frames and fps both say how many frames a clip has; leave one out")
+        if self.epochs is not None and self.tokens is not None:
+            raise ValueError("epochs and tokens both say when a source is through; leave one out")
         for template in self.prompt_templates:
             if "{caption}" not in template and "{instruction}" not in template and self.task != "read":
                 raise ValueError(f"prompt template {template!r} must hold {{caption}} (of captions) or {{instruction}}")
@@ -83,3 +100,12 @@ class DataConfig(Settings):
     allow_urls: Literal[False] | tuple[str, ...] = Field(
         default=False, description="hosts that images may be fetched from, by https alone; false: none"
     )
+
+    @model_validator(mode="after")
+    def _ends_beside_others(self) -> DataConfig:
+        if len(self.sources) == 1 and (self.sources[0].epochs or self.sources[0].tokens):
+            raise ValueError(
+                "epochs and tokens say when one source is through and others go on; of the only source they would "
+                "change nothing: train.max_steps says how long a run is"
+            )
+        return self

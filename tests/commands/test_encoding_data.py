@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import diptych
 from diptych.backbones.tiny_language import build_tiny_language_model
 from diptych.commands.encoding_data import encode_share
 from diptych.config import Recipe
@@ -71,3 +76,23 @@ def test_bad_samples_are_skipped_and_counted() -> None:
     method = ToyMethod(broken=[(0, 4), (1, 2)])
     assert encode_share(method) == {"broken": 2}
     assert len({pick[1:] for pick in method.built}) == 16
+
+
+def test_a_kill_costs_one_shard_at_most_and_nothing_of_the_result(tmp_path: Path) -> None:
+    """8 kills at random moments of encoding 48 images in shards of 4, then a session that ends."""
+    roots = (Path(diptych.__file__).parents[1], Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))}
+    command = [sys.executable, str(Path(__file__).with_name("encode_trial.py")), str(tmp_path), "8"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    print(found)
+    assert found["codes"] == [0, 0, 0]
+    assert found["kills"] >= 5, "the others came after the end"
+    assert found["encoded before the last session"] > 0
+    assert found["encoded in one"] == 48
+    assert found["same images"]
+    assert found["encoded again"] <= 4 * found["kills"]
+    assert found["encoded where all was there"] == 0
+    assert all(count >= 48 for count in found["caches"].values()), "latents, and states of 48 texts"
+    assert found["equal"]

@@ -186,6 +186,26 @@ def test_what_configs_tell_is_refused_before_any_weights_are_read(
         checkpoint.build_morph(recipe, cached=False)
 
 
+@pytest.mark.parametrize(
+    ("tower", "says"),
+    [
+        ({"layer_design": "gated"}, "has vision_tower.layer_design dual"),
+        ({"layers": [1, 2]}, "has vision_tower.layers"),
+    ],
+)
+def test_a_tower_to_start_from_is_refused_before_any_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tower: dict[str, Any], says: str
+) -> None:
+    save_morph(tmp_path / "earlier", build_tiny_morph())
+    build_language().model.config.save_pretrained(tmp_path / "llm")
+    for loader in ("load_language_model", "load_image_space"):
+        monkeypatch.setattr(checkpoint, loader, lambda *_, **__: pytest.fail("weights were read"))
+    settings = {"patch_size": 2, "init_from": str(tmp_path / "earlier"), **tower}
+    recipe = tiny_recipe(language_model=str(tmp_path / "llm"), autoencoder="pixels", vision_tower=settings)
+    with pytest.raises(ValueError, match=says):
+        checkpoint.build_morph(recipe, cached=False)
+
+
 def _without(tensors: dict[str, torch.Tensor]) -> None:
     del tensors["embedder.linear.weight"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -40,7 +41,18 @@ def literal(model: Any, forms: list[Any], noise: Tensor, text: float, image: flo
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("design", [{}, {"layer_design": "gated"}, {"x_fuse": "both"}], ids=str)
+@pytest.mark.parametrize(
+    "design",
+    [
+        {},
+        {"layer_design": "gated"},
+        {"layer_design": "projection"},
+        {"layer_design": "single"},
+        {"x_fuse": "text"},
+        {"x_fuse": "both", "symmetric": False},
+    ],
+    ids=str,
+)
 def test_one_batch_equals_separate_passes(design: dict[str, Any]) -> None:
     model = build_xfusion(**design)
     forms = [build_streams([shape, shape], model, seed=number) for number, shape in enumerate(FORMS)]
@@ -93,3 +105,42 @@ def test_image_guidance_changes_an_edit_and_no_guidance_does_not() -> None:
     assert draw(guidance_scale=1.0, image_guidance_scale=1.0) == plain
     assert draw(guidance_scale=1.0, image_guidance_scale=4.0) != plain
     assert draw(guidance_scale=4.0) != plain
+
+
+def test_a_request_without_images_has_nothing_to_be_guided_to_by_images() -> None:
+    messages = (Message("user", ("Draw red.",)), Message("assistant", (0,)), Message("user", ("Now blue.",)))
+    _, away, nothing = guided_forms(messages, negative_prompt="ugly", by_text=True, by_images=True)
+    assert nothing == away
+
+
+def test_image_guidance_leaves_a_request_without_images_as_it_is_and_costs_it_nothing() -> None:
+    morph = build_tiny_morph()
+    ask = [{"role": "user", "content": "a cat"}]
+    edit = [{"role": "user", "content": ["Make it blue.", Image.new("RGB", (8, 8), "red")]}]
+    options: dict[str, Any] = {"generation_mode": "image", "negative_prompt": "ugly", "guidance_scale": 3.0}
+    seen: list[int] = []
+    denoise = morph.model.denoise
+    morph.model.denoise = lambda x, *rest: seen.append(len(x)) or denoise(x, *rest)  # type: ignore[method-assign]
+    plain, scaled = (morph.generate(ask, image_guidance_scale=scale, **options)[0] for scale in (1.0, 5.0))
+    assert seen == [2, 2, 2, 2]
+    together = morph.generate_batch([ask, edit], image_guidance_scale=5.0, **options)
+    alone = morph.generate(edit, image_guidance_scale=5.0, **options)
+    for drawn, wanted in ((scaled, plain), (together[0][0], plain), (together[1][0], alone[0])):
+        assert isinstance(drawn, Image.Image)
+        assert isinstance(wanted, Image.Image)
+        assert abs(np.asarray(drawn).astype(int) - np.asarray(wanted).astype(int)).max() <= 1
+
+
+def test_guidance_that_nothing_was_learnt_for_is_refused() -> None:
+    ask = [{"role": "user", "content": "a cat"}]
+    untrained = build_tiny_morph(objective={"text_cond_dropout_prob": 0})
+    for name in ("guidance_scale", "image_guidance_scale"):
+        with pytest.raises(ValueError, match=rf"^{name} 2 needs a model trained with objective.text_cond_dropout_prob"):
+            untrained.generate(ask, **{name: 2.0})
+    morph = build_tiny_morph()
+    with pytest.raises(ValueError, match="image_guidance_scale must be a number"):
+        morph.generate(ask, image_guidance_scale=float("nan"))
+    for other in (morph, untrained):
+        options: dict[str, Any] = {"guidance_scale": 1.0} if other is morph else {}
+        with pytest.raises(ValueError, match="negative_prompt is what guidance leads away from"):
+            other.generate(ask, negative_prompt="ugly", **options)

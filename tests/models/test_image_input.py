@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from diptych.backbones.autoencoder import PixelSpace, load_image_space
+from diptych.models import conversation
 from diptych.models.checkpoint import build_morph, load_morph, save_morph
 from diptych.models.generate import Morph
 from diptych.models.xfusion_training import XFusionTraining
@@ -122,6 +123,15 @@ def test_batched_answers_see_their_own_image(folder: Path) -> None:
     questions = [[{"role": "user", "content": [Image.open(folder / f"{c}.png"), "What?"]}] for c in COLOURS]
     options: dict[str, Any] = {"max_new_tokens": 6}
     assert morph.generate_batch(questions, **options) == [morph.generate(question, **options) for question in questions]
+
+
+def test_a_request_s_image_is_opened_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    morph, opened = with_features(folder).morph, []
+    open_image = conversation.open_image
+    monkeypatch.setattr(conversation, "open_image", lambda path: opened.append(path) or open_image(path))
+    pictures = [folder / "red.png", folder / "blue.png"]
+    morph.generate([{"role": "user", "content": [*pictures, "Which?"]}], max_new_tokens=2)
+    assert opened == pictures
 
 
 def test_noise_on_features_is_refused() -> None:

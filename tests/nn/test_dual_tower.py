@@ -16,6 +16,7 @@ from diptych.nn.visibility import build_plan
 from diptych.sequence import Batch, Sequence, pack
 from literal_dual import literal_forward
 from tiny_xfusion import (
+    ALONE,
     FAMILIES,
     build_language,
     build_streams,
@@ -89,6 +90,12 @@ def test_routed_equals_literal_wherever_the_blocks_stand(layers: tuple[int, ...]
 
 
 SYMMETRIC, NARROW = build_xfusion("qwen3"), build_xfusion("llama", symmetric=False, adaln=False)
+
+
+@pytest.mark.parametrize("model", [SYMMETRIC, NARROW], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("shape", ALONE.values(), ids=ALONE)
+def test_routed_equals_literal_where_nothing_else_is_in_the_batch(shape: list[tuple[str, int]], model: XFusion) -> None:
+    _compare(model, build_streams([shape], model))
 
 
 @settings(max_examples=25)

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 
 from diptych.backbones.weight_hash import hash_module
 from diptych.models.fused import FusedXFusion
+from diptych.nn.towers import fused_blocks
 from diptych.sequence import Sequence, pack
 from literal_fused import literal_forward
-from tiny_xfusion import build_language, build_streams, build_xfusion, image, noise_of, sequences, text
+from tiny_xfusion import ALONE, build_language, build_streams, build_xfusion, image, noise_of, sequences, text
 
 TOLERANCE = 2e-5
 DESIGNS: dict[str, dict[str, Any]] = {
@@ -173,6 +174,39 @@ def test_gradient_of_an_answer_reaches_the_vision_tower_through_the_frozen_layer
     named = model.vision_tower.named_parameters()
     moved = {parameter for parameter, value in named if value.grad is not None and bool(value.grad.any())}
     assert {"embedder.linear.weight", "embedder.position"} <= moved
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_detaching_what_text_reads_of_an_image_kills_that_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(name)
+    batch = pack([Sequence((text(4), image(model, is_target=False), text(5), text(6, 7, loss=True)))])
+    project = fused_blocks.project_key_value
+    monkeypatch.setattr(
+        fused_blocks, "project_key_value", lambda *args: tuple(part.detach() for part in project(*args))
+    )
+    _, logits = model(batch, model.plan(batch), *noise_of(batch))
+    if logits.requires_grad:
+        embedder = list(model.vision_tower.embedder.parameters())
+        gradients = torch.autograd.grad(logits.logsumexp(-1).sum(), embedder, allow_unused=True)
+        assert not any(gradient is not None and gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_every_trained_weight_has_a_gradient_and_no_other(name: str) -> None:
+    model = build(name)
+    batch = pack(build_streams(MIXED, model))
+    velocity, logits = model(batch, model.plan(batch), *noise_of(batch))
+    (velocity.square().sum() + logits.logsumexp(-1).sum()).backward()
+    assert [parameter for parameter, value in model.named_parameters() if value.grad is None] == []
+    trained = {parameter.data_ptr() for parameter in model.parameters()}
+    others = [p for p in model.text_tower.language_model.parameters() if p.data_ptr() not in trained]
+    assert all(p.grad is None for p in others)
+
+
+@pytest.mark.parametrize("shape", ALONE.values(), ids=ALONE)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_routed_equals_literal_where_nothing_else_is_in_the_batch(name: str, shape: list[tuple[str, int]]) -> None:
+    compare(MODELS[name], build_streams([shape], MODELS[name]))
 
 
 @pytest.mark.parametrize("name", DESIGNS)

@@ -19,7 +19,7 @@ from torch import Tensor
 from diptych.backbones.tiny_language import build_tiny_language_model
 from diptych.config import load_recipe
 from diptych.models.checkpoint import load_morph
-from diptych.studies import demo
+from diptych.studies import demo, demo_evaluation
 from diptych.studies.demo import demo_recipe, find_recipe, run_demo
 from diptych.studies.demo_evaluation import read_combinations
 from diptych.train.log import read_log
@@ -115,6 +115,8 @@ def test_everything_promised_is_there(finished: Path, world: Path) -> None:
     assert scores["chance"]["retrieval_top1"] == scores["chance"]["naming_exact"] == 1 / NUM_CONCEPTS
     assert scores["details"]["retrieval_top1"]["n"] == 2 * NUM_CONCEPTS - 1
     assert scores["details"]["naming_held_out"]["n"] == 1
+    assert set(scores["costs"]["flops_per_token"]) == {"text token", "image token"}
+    assert scores["costs"]["assumed"] is None
     assert (finished / "samples" / "step-000004.png").is_file()
     assert [row["step"] for row in read_log(finished / "log.jsonl")] == [1, 2, 3, 4]
     morph = load_morph(finished / "morph")
@@ -193,6 +195,16 @@ def test_ctrl_c_during_evaluation_is_130_too(finished: Path, world: Path, monkey
     (finished / "report.html").unlink()
     monkeypatch.setattr(demo, "evaluate_demo", interrupt)
     assert run(finished, world, "train.max_steps=4") == 130
+
+
+def test_what_never_learnt_to_draw_without_text_is_drawn_without_guidance() -> None:
+    """It would otherwise be refused, when training is over."""
+    plain, guided = (
+        demo_recipe(overrides=[f"objective.text_cond_dropout_prob={share}", "sample.guidance_scale=3"])
+        for share in (0, 0.1)
+    )
+    assert demo_evaluation._sampling(None, plain).guidance_scale == 1
+    assert demo_evaluation._sampling(None, guided).guidance_scale == 3
 
 
 def test_the_recipe_follows_the_folder(tmp_path: Path) -> None:

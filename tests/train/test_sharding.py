@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import diptych
+from diptych.data.mixture import Mixture
 from diptych.train.log import read_log
 from diptych.train.loop import run_training
 from tiny_vpit import build_training, write_emblems
 from train.tiny_xfusion_runs import build_xfusion_training, write_samples, xfusion_recipe
 from train.toy_method import HookedMethod, ToyMethod, toy_recipe
-from train.two_ranks import MIXES, SITES, vpit_run
+from train.two_ranks import MIXES, PACKS, SITES, train_packs, vpit_run
 
 Reports = tuple[Path, list[dict[str, Any]]]
 
@@ -36,6 +37,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     stop = threading.Event()
     halting = HookedMethod(lambda done: stop.set() if done == 5 else None)
     run_training(toy_recipe(folder / "one-to-two", resume_from_checkpoint="latest"), halting, stop=stop)
+    train_packs(folder / "packs-one-to-two", ranks=1, stop_after=18)
     roots = (Path(diptych.__file__).parents[1], Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, roots))}
     script = str(Path(__file__).with_name("two_ranks.py"))
@@ -144,6 +146,45 @@ def test_two_ranks_resume_bit_for_bit(two: Reports) -> None:
     folder, _ = two
     for name in ("trained", "optimizer", "average"):
         ends = [folder / run / f"checkpoints/step-000012/{name}.safetensors" for run in ("whole-of-two", "two-to-two")]
+        assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def dealt(reports: list[dict[str, Any]], name: str) -> list[list[int]]:
+    """Both ranks' packs in the order of the plan: number m of rank r is number 2 m + r."""
+    first, second = (report[name] for report in reports)
+    assert len(first) == len(second)
+    return [pack for both in zip(first, second, strict=True) for pack in both]
+
+
+def num_tokens(packs: list[list[int]]) -> int:
+    mixture = Mixture((11, 7), (2, 1), 3)
+    return sum(ToyMethod().num_tokens(mixture.pick(draw), seed=3) for pack in packs for draw in pack)
+
+
+def test_two_ranks_share_the_packs_of_one_process(two: Reports, tmp_path: Path) -> None:
+    """The same packs, so as well filled; no sample twice, and what came in no pack waits in the state of both."""
+    folder, reports = two
+    expected = train_packs(tmp_path / "packs", ranks=1)
+    found = dealt(reports, "packs")
+    assert found == expected
+    assert len(found) == 12 * 4
+    assert num_tokens(found) >= 0.97 * PACKS["packing_length"] * len(found)
+    draws = [draw for pack in found for draw in pack]
+    assert len(draws) == len(set(draws))
+    state = json.loads((folder / "packs/checkpoints/step-000012/state.json").read_text())["data_state"]
+    assert sorted(draws + state["waiting"]) == list(range(state["next_draw"]))
+    compare_runs(tmp_path / "packs", folder / "packs")
+
+
+@pytest.mark.parametrize(("name", "run"), [("packs resumed", "packs-halted"), ("packs one to two", "packs-one-to-two")])
+def test_packs_resume_to_the_exact_sample_on_two_ranks(two: Reports, name: str, run: str) -> None:
+    folder, reports = two
+    whole, later = dealt(reports, "packs"), dealt(reports, name)
+    assert 0 < len(later) < len(whole)
+    assert later == whole[-len(later) :]
+    compare_runs(folder / "packs", folder / run)
+    if run == "packs-halted":
+        ends = [folder / each / "checkpoints/step-000012/trained.safetensors" for each in ("packs", run)]
         assert ends[0].read_bytes() == ends[1].read_bytes()
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,36 @@ from diptych.train import durable
 from diptych.train.loop import NonFiniteError, run_training
 from tiny_vpit import build_training, vpit_recipe
 from train.tiny_xfusion_runs import build_xfusion_training, xfusion_recipe
-from train.toy_method import HookedMethod, ToyMethod, toy_recipe
+from train.toy_method import HookedMethod, ToyBatch, ToyMethod, toy_recipe
 
 MIXES = {"max_steps": 50, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+PACKS = {"packing_length": 40, "resume_from_checkpoint": "latest"}
 SITES = ("text", "image", "gradient")
 
 
 def vpit_run(output: Path, data: Path, *, batch_size: int) -> Recipe:
     train = {"max_steps": 6, "per_device_train_batch_size": batch_size, "sample_every": 3, "logging_steps": 1}
     return vpit_recipe(output, data, train=train)
+
+
+class PackedMethod(HookedMethod):
+    """Keeps the draws of each pack that it builds."""
+
+    def __init__(self, hook: Callable[[int], object] = lambda done: None) -> None:
+        super().__init__(hook)
+        self.packs: list[list[int]] = []
+
+    def build_batch(self, picks: Sequence[tuple[int, int, int]], *, seed: int) -> ToyBatch:
+        self.packs.append([draw for draw, _, _ in picks])
+        return super().build_batch(picks, seed=seed)
+
+
+def train_packs(folder: Path, *, ranks: int = 2, stop_after: int | None = None) -> list[list[int]]:
+    """The draws of this rank's packs; four packs are a step on any number of ranks."""
+    stop = threading.Event()
+    method = PackedMethod(lambda done: stop.set() if done == stop_after else None)
+    run_training(toy_recipe(folder, gradient_accumulation_steps=4 // ranks, **PACKS), method, stop=stop)
+    return method.packs
 
 
 def train_with_poison(folder: Path, site: str, **train: Any) -> dict[str, Any]:
@@ -75,6 +97,11 @@ def main(folder: Path) -> None:
         run_training(toy_recipe(folder / "whole-of-two", **options), exact)
         distributed.on_main(lambda: copy_checkpoint(folder), what="copying")
         run_training(toy_recipe(folder / "two-to-two", **options), ToyMethod())
+
+        report["packs"] = train_packs(folder / "packs")
+        train_packs(folder / "packs-halted", stop_after=9)
+        report["packs resumed"] = train_packs(folder / "packs-halted")
+        report["packs one to two"] = train_packs(folder / "packs-one-to-two")
 
         recipe = xfusion_recipe(folder / "xfusion", folder / "data", batch_size=1)
         run_training(recipe, build_xfusion_training(recipe))

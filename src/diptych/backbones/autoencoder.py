@@ -16,7 +16,7 @@ from diptych.backbones.hub_loading import find_folder, quiet_diffusers
 from diptych.backbones.weight_hash import hash_folder
 
 EMBEDDED = {"emoji-tiny": Path(__file__).parent / "weights" / "emoji-tiny"}
-"""The project's own, trained by recipes/autoencoder.yaml."""
+"""The project's own, trained by recipes/autoencoder.yaml, its decoder by recipes/autoencoder-decoder.yaml."""
 PIXELS = "pixels"
 """The name of no autoencoder at all."""
 

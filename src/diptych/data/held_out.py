@@ -7,7 +7,7 @@ from pathlib import Path
 from diptych.data.sources import Source
 from diptych.data_settings import DataConfig, SourceConfig
 
-OF_ONE_PATH = {"path": "", "weight": 1, "limit": None, "split": None, "subset": None}
+OF_ONE_PATH = {"path": "", "weight": 1, "limit": None, "epochs": None, "tokens": None, "split": None, "subset": None}
 """Settings that say which records a source holds, not how they are read."""
 
 

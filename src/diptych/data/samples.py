@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from diptych.data.images import resolve_inside
 
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = ("system", "user", "assistant")
+ImageRole = Literal["context", "target"]
 MAX_RECORD_BYTES = 16_000_000
 
 
@@ -34,14 +35,31 @@ class Message:
     parts: tuple[str | int, ...]
     loss: bool | None = None
 
+    @property
+    def is_learnt(self) -> bool:
+        return self.role == "assistant" if self.loss is None else self.loss
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation. `images` are paths relative to the folder of the file that the sample came from."""
+    """One conversation. `images` are paths relative to the folder of the file that the sample came from.
+
+    `image_roles`: of the images in their order, the last one of all that follow; empty: each is what its turn says.
+    """
 
     messages: tuple[Message, ...]
     images: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    image_roles: tuple[ImageRole, ...] = ()
+
+    def target_images(self) -> frozenset[int]:
+        """Indices of the images that are learnt to be drawn; all others are context."""
+        if self.image_roles:
+            last = len(self.image_roles) - 1
+            return frozenset(i for i in range(len(self.images)) if self.image_roles[min(i, last)] == "target")
+        return frozenset(
+            part for message in self.messages if message.is_learnt for part in message.parts if isinstance(part, int)
+        )
 
 
 @dataclass(frozen=True)
@@ -164,7 +182,11 @@ class _Images:
 
 
 def sample_to_record(sample: Sample) -> dict[str, Any]:
-    """The canonical record of a sample: `parse_sample` of it gives the sample back."""
+    """The canonical record of a sample: `parse_sample` of it gives the sample back.
+
+    Raises ValueError for one that no record can hold, such as with image roles, which are a source's setting."""
+    if sample.image_roles:
+        raise ValueError("a record cannot hold image roles; they are a setting of its source (image_roles)")
     messages: list[dict[str, Any]] = []
     seen = 0
     for message in sample.messages:

@@ -37,7 +37,7 @@ CLIP_FORMATS = ("llava", "clip_captions", "frame_folders")
 class Source(Sequence[Sample]):
     """The samples of a source by number. Opening one reads its first records alone, to see what they look like.
 
-    Images are references (`references.py`): absolute, and inside the source's folder unless its settings say more.
+    Images are references (`references.py`): absolute, and inside `root` unless the source's settings say more.
     `source[number]` raises RecordError (kind, and a reason that names file and record) for a bad one.
     """
 
@@ -48,7 +48,7 @@ class Source(Sequence[Sample]):
         self._length = min(len(self._store), config.limit or len(self._store))
         if not self._length:
             raise ValueError(f"{config.path} holds no samples")
-        self._root = os.path.abspath(config.image_root or self._store.folder)
+        self.root = os.path.abspath(config.image_root or self._store.folder)
         name = config.format or self._recognise()
         self._format = RECORD_FORMATS[name]
         self._check_task()
@@ -90,6 +90,7 @@ class Source(Sequence[Sample]):
                 sample,
                 messages=tuple(self._weighed(message) for message in sample.messages),
                 images=tuple(self._locate(image) for image in sample.images),
+                image_roles=self.config.image_roles,
             )
         except RecordError as error:
             raise RecordError(error.kind, f"{self.where(number)}: {error}") from None
@@ -214,10 +215,10 @@ class Source(Sequence[Sample]):
     def _list_folder(self, path: str) -> list[str]:
         """The names of the files in a folder inside the source's, in order. Raises RecordError if it is none."""
         try:
-            with os.scandir(resolve_inside(self._root, path)) as entries:
+            with os.scandir(resolve_inside(self.root, path)) as entries:
                 return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
         except OSError as error:
-            reason = f"folder {path[:200]!r} cannot be read in {self._root}: {error.strerror}"
+            reason = f"folder {path[:200]!r} cannot be read in {self.root}: {error.strerror}"
             raise RecordError("missing clip", reason) from None
         except ValueError as error:
             raise RecordError("image path", str(error)) from None
@@ -227,12 +228,12 @@ class Source(Sequence[Sample]):
             location = path
         else:
             try:
-                location = resolve_inside(self._root, path)
+                location = resolve_inside(self.root, path)
             except ValueError as error:
                 raise RecordError("image path", str(error)) from None
         if not os.path.isfile(location):  # unlike Path.is_file, False for a name too long for the system
-            raise RecordError("missing image", f"image {path[:200]!r} does not exist in {self._root}")
-        return os.path.join(self._root, path)
+            raise RecordError("missing image", f"image {path[:200]!r} does not exist in {self.root}")
+        return os.path.join(self.root, path)
 
 
 def _sample_bytes(sample: Sample) -> int:

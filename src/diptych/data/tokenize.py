@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Many
 from dataclasses import replace
 from typing import Any
@@ -30,20 +30,20 @@ _MARKS = str.maketrans("", "", _OPEN + _CLOSE + _IMAGE)
 
 def drop_text(messages: Many[Message]) -> tuple[Message, ...]:
     """The unconditional form of a conversation (classifier-free guidance): no text in the user's turns, images kept."""
-    return _keep(messages, int)
+    return _keep(messages, lambda part: isinstance(part, int))
 
 
-def drop_images(messages: Many[Message]) -> tuple[Message, ...]:
-    """The conversation without the images of the user's turns."""
-    return _keep(messages, str)
+def drop_images(messages: Many[Message], *, targets: Collection[int] = ()) -> tuple[Message, ...]:
+    """The conversation without the images of the user's turns, but for `targets`."""
+    return _keep(messages, lambda part: isinstance(part, str) or part in targets)
 
 
-def _keep(messages: Many[Message], kind: type[int] | type[str]) -> tuple[Message, ...]:
-    """Of all turns but the assistant's, the parts of one kind: indices of images, or texts."""
+def _keep(messages: Many[Message], is_kept: Callable[[str | int], bool]) -> tuple[Message, ...]:
+    """Of all turns but the assistant's, some of the parts: texts, indices of images."""
     return tuple(
         message
         if message.role == "assistant"
-        else Message(message.role, tuple(part for part in message.parts if isinstance(part, kind)), message.loss)
+        else Message(message.role, tuple(part for part in message.parts if is_kept(part)), message.loss)
         for message in messages
     )
 
@@ -61,23 +61,24 @@ def build_sequence(
     max_length: int | None = None,
     boundary_ids: tuple[int, int] | None = None,
 ) -> Sequence:
-    """A training sequence. The assistant's text carries loss, its images are targets; all else is context.
+    """A training sequence. The assistant's text carries loss, its images are targets; all else is context, unless the
+    sample's messages or `image_roles` say otherwise.
 
     X-Fusion (no `boundary_ids`): a target image that later tokens read is followed by a clean copy, since nobody but
     itself may see its noise. VPiT: every image stands between its two boundary tokens, which carry loss as it does.
     Raises RecordError if nothing is supervised ("no loss"), or the sequence is longer than `max_length` tokens ("too
     long").
     """
+    targets = sample.target_images()
     messages = drop_text(sample.messages) if unconditional else sample.messages
     if without_images:
-        messages = drop_images(messages)
+        messages = drop_images(messages, targets=targets)
     regions = _render(messages, tokenizer, template, image_predicts_text=boundary_ids is not None)
     spans: list[TextSpan | ImageSpan] = []
     for region in regions:
-        if isinstance(region, tuple):
-            index, is_target = region
-            source = sample.images[index]
-            spans.append(ImageSpan(load_image(source), num_image_tokens, is_target, source))
+        if isinstance(region, int):
+            source = sample.images[region]
+            spans.append(ImageSpan(load_image(source), num_image_tokens, region in targets, source))
         else:
             spans.append(region)
     if boundary_ids is not None:
@@ -124,8 +125,8 @@ def build_prompt(
     """A conversation up to the assistant's next word (`then` None) or next image (`then`): every image is context."""
     spans: list[TextSpan | ImageSpan] = []
     for region in _render(messages, tokenizer, template, generation_prompt=True):
-        if isinstance(region, tuple):
-            spans.append(ImageSpan(images[region[0]], num_image_tokens, is_target=False))
+        if isinstance(region, int):
+            spans.append(ImageSpan(images[region], num_image_tokens, is_target=False))
         else:
             spans.append(TextSpan(region.token_ids, (False,) * len(region)))
     if boundary_ids is not None:
@@ -142,8 +143,8 @@ def _render(
     *,
     generation_prompt: bool = False,
     image_predicts_text: bool = False,
-) -> list[TextSpan | tuple[int, bool]]:
-    """Text spans with loss flags, and (index of the image, is it a target), in order.
+) -> list[TextSpan | int]:
+    """Text spans with loss flags, and indices of images, in order.
 
     image_predicts_text: the end of a turn is learnt behind an image too, not behind text alone.
     """
@@ -177,9 +178,9 @@ def _render(
 
 def _split(
     text: str, messages: Many[Message], queue: list[int], tokenizer: Any, image_predicts_text: bool
-) -> list[TextSpan | tuple[int, bool]]:
+) -> list[TextSpan | int]:
     special = set(tokenizer.all_special_ids)
-    regions: list[TextSpan | tuple[int, bool]] = []
+    regions: list[TextSpan | int] = []
     pending, loss, inside, ends_turn = "", False, -1, False
     images = iter(queue)
 
@@ -199,10 +200,9 @@ def _split(
         if character == _OPEN:
             inside += 1
             message = messages[inside]
-            supervised = message.role == "assistant" if message.loss is None else message.loss
-            if supervised != loss or ends_turn:
+            if message.is_learnt != loss or ends_turn:
                 flush()
-            loss = supervised
+            loss = message.is_learnt
         elif character == _CLOSE:
             message = messages[inside]
             if loss:
@@ -211,7 +211,7 @@ def _split(
             loss = False
         elif character == _IMAGE:
             flush()
-            regions.append((next(images), loss))
+            regions.append(next(images))
         else:
             pending += character
     flush()

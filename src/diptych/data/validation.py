@@ -190,11 +190,9 @@ def _content(sample: Sample, hashes: Sequence[str]) -> str:
 
 def _count(report: SourceReport, sample: Sample, stream: Stream | None) -> None:
     report.num_samples += 1
-    for message in sample.messages:
-        learnt = message.role == "assistant" if message.loss is None else message.loss
-        images = sum(isinstance(part, int) for part in message.parts)
-        report.target_images += images if learnt else 0
-        report.context_images += 0 if learnt else images
+    num_targets = len(sample.target_images())
+    report.target_images += num_targets
+    report.context_images += len(sample.images) - num_targets
     if stream is None:
         return
     report.tokens += len(stream)

@@ -36,10 +36,9 @@ from diptych.models.morph_files import (
     tensor_names,
     write_morph_files,
 )
-from diptych.models.xfusion_building import build_xfusion, build_xfusion_skeleton
+from diptych.models.xfusion_building import XFusionModel, build_xfusion, build_xfusion_skeleton
 from diptych.nn.layer_parts import check_routable
 from diptych.nn.towers.diffusion_layers import PretrainedTower
-from diptych.nn.towers.vision_tower import VisionTower
 
 TRANSFORMER = "diffusion_transformer"
 """In a morph's config: the config of the transformer that its vision tower was made of."""
@@ -101,7 +100,7 @@ def build_morph(
         hashes = {"language_model": language.hash, "autoencoder": autoencoder.hash}
         if encoder is not None:
             hashes["image_encoder"] = encoder.hash
-        _start_from(model.vision_tower, recipe, find_morph(recipe.vision_tower.init_from), hashes)
+        _start_from(model, recipe, find_morph(recipe.vision_tower.init_from), hashes)
     device = compute_device()
     language.model.to(device)
     autoencoder.to(device)
@@ -130,9 +129,9 @@ def _note_another_objective(pretrained: PretrainedTower, recipe: Recipe) -> None
         )
 
 
-def _start_from(tower: VisionTower, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
-    """Puts an earlier morph's tower into this one. Raises ValueError where the same tensors would mean something else:
-    other layers, another design, schedule, prediction or image input. An alignment may come or go."""
+def _read_start(recipe: Recipe, folder: Path, *, num_layers: int) -> tuple[dict[str, Any], Recipe]:
+    """Config and recipe of an earlier morph. Raises ValueError where its tower's tensors would mean something else in
+    this recipe's: other layers of the language model's `num_layers`, another design, schedule or prediction."""
     config = read_config(folder / CONFIG)
     earlier = build_recipe(config["recipe"], origin=str(folder / CONFIG))
     if earlier.method != "xfusion":
@@ -146,13 +145,20 @@ def _start_from(tower: VisionTower, recipe: Recipe, folder: Path, hashes: dict[s
     ):
         theirs, own = (getattr(getattr(one, group), key) for one in (earlier, recipe))
         if key == "layers":
-            theirs, own = (list(tower.layers) if layers is None else list(layers) for layers in (theirs, own))
+            theirs, own = (list(range(num_layers) if layers is None else layers) for layers in (theirs, own))
         if theirs != own:
             raise ValueError(f"vision_tower.init_from {folder} has {group}.{key} {theirs}, not {own} as here; keep it")
+    return config, earlier
+
+
+def _start_from(model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
+    """Puts an earlier morph's tower into this one. Raises ValueError as `_read_start`, and for another image input. An
+    alignment may come or go."""
+    config, earlier = _read_start(recipe, folder, num_layers=model.text_tower.num_layers)
     wanted = {part: str(config["hashes"].get(part)) for part in hashes | config["hashes"]}
     names = {"language_model": earlier.language_model, "autoencoder": earlier.autoencoder}
     check_hashes(folder, wanted, hashes, names)
-    tensors = dict(tower.named_parameters())
+    tensors = dict(model.vision_tower.named_parameters())
     optional = {name for name in tensors.keys() | tensor_names(folder / WEIGHTS) if name.startswith("alignment.")}
     load_tensors(tensors, folder / WEIGHTS, sha256=config["weights_sha256"], optional=optional)
 
@@ -166,7 +172,9 @@ def _check_before_loading(recipe: Recipe, *, whole: bool) -> None:
         return  # not to be had: what loads the weights says it better
     check_routable(config)
     if whole:
-        build_xfusion_skeleton(recipe, build_language_skeleton(name, trust_remote_code=trusted))
+        model, _ = build_xfusion_skeleton(recipe, build_language_skeleton(name, trust_remote_code=trusted))
+        if recipe.vision_tower.init_from is not None:
+            _read_start(recipe, find_morph(recipe.vision_tower.init_from), num_layers=model.text_tower.num_layers)
 
 
 def save_morph(folder: str | Path, morph: Morph, *, weights: dict[str, Tensor] | None = None) -> None:

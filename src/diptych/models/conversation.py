@@ -6,9 +6,10 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from diptych.data.images import Fit, Interpolation, decode_image, image_to_tensor, open_image, to_rgb
 from diptych.data.samples import Message
 
+Prepared = TypeVar("Prepared")
 Part = str | Image.Image
 Conversation = Sequence[Mapping[str, Any]]
 """Messages {"role", "content"}; content is text, or a list of text and images: PIL, paths, content parts as OpenAI has
@@ -26,18 +28,15 @@ its latents or visual tokens and back."""
 GENERATION_MODES = ("auto", "text", "image")
 
 
-def parse_conversation(
-    conversation: Conversation,
-    *,
-    image_size: int,
-    fit: Fit = "crop",
-    interpolation: Interpolation = "bicubic",
-) -> tuple[tuple[Message, ...], list[Tensor]]:
-    """Messages whose parts are texts and indices of images, and the images [3, S, S] in -1..1 (`image_to_tensor`).
+def read_conversation(
+    conversation: Conversation, prepare: Callable[[Image.Image], Prepared]
+) -> tuple[tuple[Message, ...], list[Prepared]]:
+    """Messages whose parts are texts and indices of images, and what `prepare` makes of each image, in RGB.
 
-    Raises ValueError for a conversation without a user turn, and for content that is neither text nor an image.
+    Each image is opened once, and prepared before the next one is. Raises ValueError for a conversation without a user
+    turn, and for content that is neither text nor an image.
     """
-    pixels: list[Tensor] = []
+    prepared: list[Prepared] = []
     messages = []
     for message in conversation:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
@@ -47,14 +46,26 @@ def parse_conversation(
         for part in [content] if isinstance(content, (str, Image.Image)) else content:
             read = part if isinstance(content, str) else _read_part(part)
             if isinstance(read, Image.Image):
-                parts.append(len(pixels))
-                pixels.append(image_to_tensor(read, image_size, fit=fit, interpolation=interpolation))
+                parts.append(len(prepared))
+                prepared.append(prepare(read))
             else:
                 parts.append(read)
         messages.append(Message(str(message["role"]), tuple(parts)))
     if not any(message.role == "user" for message in messages):
         raise ValueError("a conversation needs at least one user message")
-    return tuple(messages), pixels
+    return tuple(messages), prepared
+
+
+def parse_conversation(
+    conversation: Conversation,
+    *,
+    image_size: int,
+    fit: Fit = "crop",
+    interpolation: Interpolation = "bicubic",
+) -> tuple[tuple[Message, ...], list[Tensor]]:
+    """`read_conversation`, its images as tensors [3, S, S] in -1..1 (`image_to_tensor`)."""
+    prepare = partial(image_to_tensor, size=image_size, fit=fit, interpolation=interpolation)
+    return read_conversation(conversation, prepare)
 
 
 def _read_part(part: Any) -> str | Image.Image:

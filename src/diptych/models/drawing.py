@@ -22,7 +22,9 @@ def guided_forms(
     messages: tuple[Message, ...], *, negative_prompt: str, by_text: bool, by_images: bool
 ) -> list[tuple[Message, ...]]:
     """The conversation, and what it is to be guided away from: itself without text (or with `negative_prompt` in the
-    last user turn), and without text and images (arXiv 2211.09800)."""
+    last user turn), and without text and images (arXiv 2211.09800).
+
+    Where the requests hold no image the last two are the same, so that image guidance adds nothing."""
     forms = [messages]
     if by_text or by_images:
         emptied = list(drop_text(messages))
@@ -31,8 +33,13 @@ def guided_forms(
             emptied[last] = Message("user", (*emptied[last].parts, negative_prompt))
         forms.append(tuple(emptied))
     if by_images:
-        forms.append(drop_images(drop_text(messages)))
+        forms.append(drop_images(drop_text(messages)) if holds_images(messages) else forms[1])
     return forms
+
+
+def holds_images(messages: tuple[Message, ...]) -> bool:
+    """Whether a request holds an image: one that image guidance leads to."""
+    return drop_images(messages) != messages
 
 
 @torch.no_grad()

@@ -23,10 +23,10 @@ from diptych.models.conversation import (
     Part,
     check_guidance,
     check_options,
-    parse_conversation,
+    read_conversation,
 )
 from diptych.models.decoding import decode_text
-from diptych.models.drawing import draw_latents, guided_forms
+from diptych.models.drawing import draw_latents, guided_forms, holds_images
 from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.connector import reduce_tokens
 from diptych.sequence import ImageSpan
@@ -130,6 +130,9 @@ class Morph:
             guidance_scale = self.recipe.sample.guidance_scale if trained_without_text else 1.0
         needs = "objective.text_cond_dropout_prob"
         check_guidance("guidance_scale", guidance_scale, is_trained=trained_without_text, needs=needs)
+        check_guidance("image_guidance_scale", image_guidance_scale, is_trained=trained_without_text, needs=needs)
+        if negative_prompt and guidance_scale == 1.0:
+            raise ValueError("negative_prompt is what guidance leads away from, and guidance_scale 1 is no guidance")
         parsed = [self._parse(messages) for messages in conversations]
         draws = [generation_mode == "image" or (generation_mode == "auto" and not one.latents) for one in parsed]
         answers: list[list[Part]] = [[] for _ in parsed]
@@ -195,10 +198,9 @@ class Morph:
         embedder = tower.embedder
         shape = (embedder.latent_channels, embedder.latent_size, embedder.latent_size)
         target = ImageSpan(torch.zeros(shape), tower.num_image_tokens, is_target=True)
+        by_images = image_scale != 1 and any(holds_images(request.messages) for request, _ in jobs)
         forms = [
-            guided_forms(
-                request.messages, negative_prompt=negative_prompt, by_text=scale != 1, by_images=image_scale != 1
-            )
+            guided_forms(request.messages, negative_prompt=negative_prompt, by_text=scale != 1, by_images=by_images)
             for request, _ in jobs
         ]
         prompts = [
@@ -240,16 +242,23 @@ class Morph:
         )
 
     def _parse(self, conversation: Conversation) -> Request:
-        messages, pixels = parse_conversation(conversation, image_size=self.recipe.image_size)
-        latents = list(self.autoencoder.encode(torch.stack(pixels)).cpu()) if pixels else []
-        if not pixels or self.encoder is None:
+        messages, pictures = read_conversation(conversation, self._prepare)
+        if not pictures:
+            return Request(messages, [], [])
+        pixels, seen = (torch.stack(kind) for kind in zip(*pictures, strict=True))
+        latents = list(self.autoencoder.encode(pixels).cpu())
+        if self.encoder is None:
             return Request(messages, latents, [])
-        own = self.encoder.preprocessing
-        _, seen = parse_conversation(
-            conversation, image_size=own.image_size, fit=own.fit, interpolation=own.interpolation
-        )
-        features = reduce_tokens(self.encoder.features(torch.stack(seen)), self.model.vision_tower.embedder.num_patches)
+        features = reduce_tokens(self.encoder.features(seen), self.model.vision_tower.embedder.num_patches)
         return Request(messages, latents, list(features.cpu()))
+
+    def _prepare(self, picture: Image.Image) -> tuple[Tensor, Tensor]:
+        """Pixels for the autoencoder, and for the image encoder of a tower that reads features (otherwise the same)."""
+        pixels = image_to_tensor(picture, self.recipe.image_size)
+        if self.encoder is None:
+            return pixels, pixels
+        own = self.encoder.preprocessing
+        return pixels, image_to_tensor(picture, own.image_size, fit=own.fit, interpolation=own.interpolation)
 
 
 @dataclass(frozen=True)

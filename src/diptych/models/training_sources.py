@@ -47,7 +47,7 @@ class TrainingSources:
     def __init__(self, recipe: Recipe, *, cache_dir: Path | None) -> None:
         index_dir = cache_dir / "indices" if cache_dir is not None else None
         self.samples = open_sources(recipe.data, index_dir=index_dir)
-        self.images = survey_images(self.samples, max_bad_fraction=recipe.data.max_bad_fraction)
+        self.images = survey_images(self.samples, max_bad_fraction=recipe.data.max_bad_fraction, index_dir=index_dir)
         self._encoders: list[EncodedImages] = []
 
     def num_samples(self) -> tuple[int, ...]:

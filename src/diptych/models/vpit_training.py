@@ -301,10 +301,9 @@ def before_first_target(stream: Stream) -> tuple[Stream, Tensor] | None:
 
 
 def is_drawing(sample: Sample) -> bool:
-    """One request in text alone (and system turns), answered with one image, whatever is said around it."""
+    """One request in text alone (and system turns), answered with one image to draw, whatever is said around it."""
     roles = [message.role for message in sample.messages if message.role != "system"]
     if roles != ["user", "assistant"]:
         return False
-    *asked, answer = sample.messages
-    request = [part for message in asked for part in message.parts]
-    return all(isinstance(part, str) for part in request) and sum(isinstance(part, int) for part in answer.parts) == 1
+    request = [part for message in sample.messages[:-1] for part in message.parts]
+    return all(isinstance(part, str) for part in request) and len(sample.images) == len(sample.target_images()) == 1

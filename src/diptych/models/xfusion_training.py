@@ -250,8 +250,7 @@ class XFusionTraining(nn.Module):
                 warnings.warn(str(error), stacklevel=2)
 
     def _draws(self, source: int, index: int) -> bool:
-        messages = self.sources[source][index].messages
-        return any(isinstance(part, int) for m in messages if m.role == "assistant" for part in m.parts)
+        return bool(self.sources[source][index].target_images())
 
     def _build_stream(self, form: Form, load_image: Callable[[str], Tensor]) -> Stream:
         source, index, without_text, without_images = form

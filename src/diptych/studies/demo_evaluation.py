@@ -28,6 +28,7 @@ from diptych.evaluate.machine import describe_machine
 from diptych.evaluate.naming import ask_about_images, is_named
 from diptych.evaluate.retrieval import retrieval_score
 from diptych.evaluate.scores import Score, share
+from diptych.models.accounts.recipe_account import account_recipe
 from diptych.settings import SampleConfig
 from diptych.studies.visual_token_evaluation import VisualScore, evaluate_visual_tokens
 
@@ -164,7 +165,8 @@ def collect_scores(
     evaluation: Evaluation, recipe: Recipe, *, training: dict[str, Any], hashes: dict[str, str]
 ) -> dict[str, Any]:
     """The contents of scores.json: each score as a plain number (null: nothing was counted), then with n, chance and
-    interval, then what it was measured with. `training`: how training went; `hashes`: of morph and frozen parts."""
+    interval, then what it was measured with and what it costs (as `diptych inspect` says). `training`: how training
+    went; `hashes`: of morph and frozen parts."""
     table, visual, machine = evaluation.table, evaluation.visual_tokens, describe_machine()
     return {
         **dict.fromkeys(_PROMISED),
@@ -193,14 +195,17 @@ def collect_scores(
         "hashes": hashes,
         "machine": machine,
         "trained_on": training.get("machine", machine),
+        "costs": account_recipe(recipe).as_dict(),
         "recipe": recipe.model_dump(mode="json"),
     }
 
 
 def _sampling(morph: Any, recipe: Recipe) -> SampleConfig:
-    """As the recipe says, which need not be as the morph was saved; VPiT's images are sampled by its pixel decoder."""
+    """As the recipe says, which need not be as the morph was saved; VPiT's images are sampled by its pixel decoder.
+    Without guidance where no drawing was learnt without its text."""
     if recipe.method == "xfusion":
-        return recipe.sample
+        guided = recipe.objective.text_cond_dropout_prob > 0
+        return recipe.sample if guided else recipe.sample.model_copy(update={"guidance_scale": 1.0})
     if morph.pixel_decoder is None:
         raise ValueError("the demo shows drawn images, and this morph has no pixel decoder; set vpit.pixel_decoder")
     return morph.pixel_decoder.recipe.sample

@@ -16,6 +16,7 @@ import yaml
 from diptych import distributed
 from diptych.config import Recipe
 from diptych.data.mixture import build_mixture
+from diptych.data.packing import Pick
 from diptych.models.method import LossSum, Method
 from diptych.train.agreement import Agreement, agree
 from diptych.train.batch_plan import Share, build_batch_plan, describe_batches
@@ -149,8 +150,8 @@ class _Run:
         self.dtype = distributed.resolve_dtype(recipe.dtype, self.device)
         self.share = Share(config.gradient_accumulation_steps, distributed.world_size(), distributed.rank())
         num_samples = self.method.num_samples()
-        self.mixture = build_mixture(recipe, num_samples)
-        self.run = describe_run(recipe, num_samples=num_samples, batches=describe_batches(recipe, self.share))
+        self.mixture = build_mixture(recipe, num_samples, num_tokens=self._num_tokens)
+        self.run = describe_run(recipe, mixture=self.mixture, batches=describe_batches(recipe, self.share))
         self.frozen = self.method.frozen_hashes()
         self.trained = TrainedMethod(self.method, self.device)
         parameters = self.trained.parameters
@@ -159,6 +160,9 @@ class _Run:
         self.writer = CheckpointWriter(self.output / "checkpoints", keep=config.save_total_limit)
         self.pace, self.row_pace = Pace(), Pace()
         seed_everything(recipe.seed)
+
+    def _num_tokens(self, pick: Pick) -> int:
+        return self.method.num_tokens(pick, seed=self.recipe.seed)
 
     def _run_steps(self) -> tuple[int, bool]:
         """Steps until the end or an interruption; gives the exit code and whether it was interrupted."""
@@ -169,7 +173,7 @@ class _Run:
             self.recipe,
             self.mixture,
             self.share,
-            num_tokens=lambda pick: self.method.num_tokens(pick, seed=seed),
+            num_tokens=self._num_tokens,
             first_step=self.first_step,
             state=progress.data_state,
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diptych import __version__, distributed
 from diptych.config import Recipe
-from diptych.data.mixture import samples_in_a_row
+from diptych.data.mixture import Mixture, samples_in_a_row
 from diptych.train.checkpoint import Checkpoint, CheckpointError, Snapshot
 from diptych.train.optim import AveragedWeights, optimizer_moments, set_updates
 from diptych.train.sharding import assign_whole, collect_whole
@@ -73,17 +73,19 @@ class TrainState:
         return groups
 
 
-def describe_run(recipe: Recipe, *, num_samples: tuple[int, ...], batches: dict[str, Any]) -> dict[str, Any]:
+def describe_run(recipe: Recipe, *, mixture: Mixture, batches: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run. Paths, lengths and rates may change.
 
     `batches`: that of the batch plan."""
+    ends = {"draws after which sources end": mixture.num_draws} if any(mixture.num_draws) else {}
     settings = recipe.model_dump(mode="json")
     description = {
         **{key: settings[key] for key in ("method", "seed", "template", "image_size", "vision_tower", "objective")},
         "data.max_length": recipe.data.max_length,
         "data.weights": [source.weight for source in recipe.data.sources],
         "samples in a row of one source": samples_in_a_row(recipe),
-        "number of samples": list(num_samples),
+        "number of samples": list(mixture.num_samples),
+        **ends,
         **batches,
         "averaged weights": recipe.train.ema > 0,
     }

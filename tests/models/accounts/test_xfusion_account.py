@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from transformers import LlamaConfig
 
 from diptych.config import build_recipe
+from diptych.models.accounts.run_account import RunAccount
 from diptych.models.accounts.xfusion_account import _decoding_bytes, _read_bytes, account_xfusion
 from diptych.models.decoding import _prefill
 from diptych.sequence import pack
@@ -23,6 +25,20 @@ DESIGNS: list[dict[str, Any]] = [
     {"x_fuse": "image"},
     {"x_fuse": "both"},
 ]
+
+
+def account_of(folder: Path, tower: dict[str, Any]) -> RunAccount:
+    config = LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+    config.save_pretrained(folder)
+    recipe = build_recipe(
+        {
+            "output_dir": "unused",
+            "language_model": str(folder),
+            "vision_tower": tower,
+            "data": {"sources": [{"path": "not-there.jsonl"}]},
+        }
+    )
+    return account_xfusion(recipe)
 
 
 def num_bytes(pairs: Any) -> int:
@@ -51,19 +67,30 @@ def test_bytes_while_drawing_are_those_of_what_is_read(design: dict[str, Any]) -
     assert num_bytes(read) == _read_bytes(model) * 7
 
 
+@pytest.mark.parametrize("design", DESIGNS, ids=str)
+def test_designs_are_compared_by_the_cost_of_a_token_and_by_all_parameters(
+    design: dict[str, Any], tmp_path: Path
+) -> None:
+    """Drawing: 24 text tokens and one image for each sample, by all parts that work on them."""
+    account = account_of(tmp_path, design)
+    numbers = account.as_dict()
+    texts, images = account.tokens["text token"], account.tokens["image token"]
+    assert texts == 24 * account.samples_per_step
+    for way in ("forward", "backward"):
+        each = {kind: cost[way] for kind, cost in numbers["flops_per_token"].items()}
+        whole = each["text token"] * texts + each["image token"] * images
+        assert whole == pytest.approx(numbers["flops_per_step"][way], rel=1e-9)
+        assert each["image token"] > 0
+    parameters = numbers["parameters"]
+    assert parameters["total"] == sum(parameters["trained"].values()) + sum(parameters["frozen"].values())
+    told = account.describe(1e9, measured=False)
+    assert "all, of each image token" in told
+    assert "all, of each text token" in told
+
+
 @pytest.mark.parametrize("design", ["dual", "single"])
-def test_the_guarantee_is_said_as_it_is(design: str, tmp_path: Any) -> None:
-    config = LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
-    config.save_pretrained(tmp_path)
-    recipe = build_recipe(
-        {
-            "output_dir": "unused",
-            "language_model": str(tmp_path),
-            "vision_tower": {"layer_design": design},
-            "data": {"sources": [{"path": "not-there.jsonl"}]},
-        }
-    )
-    account = account_xfusion(recipe)
+def test_the_guarantee_is_said_as_it_is(design: str, tmp_path: Path) -> None:
+    account = account_of(tmp_path, {"layer_design": design})
     told = account.describe(1e9, measured=False)
     assert account.keeps_language == (design == "dual")
     assert ("NOT kept" in told) == (design == "single")

@@ -25,30 +25,48 @@ def load_index(path: Path, kind: str, build: Callable[[BinaryIO], np.ndarray], i
 
     A file that has changed (its size or its time) is indexed anew. An index that cannot be kept is a warning.
     """
+    kept = None
+    if index_dir is not None and path.stat().st_size >= SMALLEST_KEPT_BYTES:
+        kept = kept_file(path, kind, index_dir)
+        index = read_kept(kept)
+        if index is not None:
+            return index
+    with path.open("rb") as file:
+        index = build(file)
+    if kept is not None:
+        keep(kept, index, of=path)
+    return index
+
+
+def kept_file(path: Path, kind: str, index_dir: Path) -> Path:
+    """Where an array that is made of a file lies as long as the file has not changed (its size or its time)."""
     status = path.stat()
-    if index_dir is None or status.st_size < SMALLEST_KEPT_BYTES:
-        with path.open("rb") as file:
-            return build(file)
     identity = f"{_FORMAT} {kind} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    kept = index_dir / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+    return index_dir / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+
+
+def read_kept(kept: Path) -> np.ndarray | None:
+    """The array, on disk; None if it must be made. A damaged one is a warning."""
     try:
         return np.load(kept, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        pass
+        return None
     except (OSError, ValueError, EOFError) as error:
-        warnings.warn(f"index {kept} is damaged ({error}); it is made again", stacklevel=2)
-    with path.open("rb") as file:
-        index = build(file)
+        warnings.warn(f"index {kept} is damaged ({error}); it is made again", stacklevel=3)
+        return None
+
+
+def keep(kept: Path, index: np.ndarray, *, of: Path) -> None:
+    """Writes the array whole or not at all; what cannot be kept is a warning."""
     temporary = kept.with_suffix(f".{secrets.token_hex(4)}.tmp")
     try:
-        index_dir.mkdir(parents=True, exist_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             np.save(file, index, allow_pickle=False)
         os.replace(temporary, kept)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        warnings.warn(f"the index of {path} cannot be kept in {index_dir}: {error.strerror}", stacklevel=2)
-    return index
+        warnings.warn(f"the index of {of} cannot be kept in {kept.parent}: {error.strerror}", stacklevel=3)
 
 
 def read_range(path: str | Path, start: int, size: int) -> bytes:

@@ -58,8 +58,10 @@ def first_streams(
         assumed = f"{NOMINAL_TEXT_TOKENS} text tokens, then an image to draw, since {reason}"
         return FirstStreams([replace(drawing, draw=draw) for draw in range(micro)], micro, assumed)
     sources = open_sources(recipe.data)
-    mixture = build_mixture(recipe, tuple(map(len, sources)))
     build = _builder(recipe, tokenizer, num_image_tokens, image, boundary_ids)
+    mixture = build_mixture(
+        recipe, tuple(map(len, sources)), num_tokens=lambda pick: len(build(sources[pick[1]][pick[2]], pick[0]))
+    )
     length = recipe.train.packing_length
     several = micro * max(1, NUM_LOOKED_AT // micro) if length is None else NUM_LOOKED_AT
     num_draws = mixture.round_length if mixture.run_length > 1 else several

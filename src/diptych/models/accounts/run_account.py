@@ -17,6 +17,10 @@ SHARE_OF_MATMUL_RATE = 0.4
 optimiser and the loader take the rest. Measured for the demo's recipe; see docs/benchmarks.md."""
 
 
+KINDS_COUNTED_AS = {"supervised token": "text token"}
+"""Kinds of tokens that are of another kind, too."""
+
+
 @dataclass(frozen=True)
 class Flops:
     """Of a forward and a backward pass; a multiply and an add are two."""
@@ -58,7 +62,8 @@ class RunAccount:
 
     trained, frozen: parameters by part. once: FLOPs of what is computed for one step's samples when they are first met,
     and then cached. cached: bytes of that, by name, and for what ("per text token"). keeps_language: whether
-    text alone stays bit for bit what the base language model makes of it; None: there is none.
+    text alone stays bit for bit what the base language model makes of it; None: there is none. tokens: of one step, by
+    kind, where all that a token costs can be told by it.
     """
 
     recipe: Recipe
@@ -71,10 +76,25 @@ class RunAccount:
     cached: dict[str, tuple[int, str]] = field(default_factory=dict)
     keeps_language: bool | None = None
     assumed: str | None = None
+    tokens: dict[str, float] = field(default_factory=dict)
 
     @property
     def step(self) -> Flops:
         return sum((part.flops for part in self.parts), Flops())
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.trained.values()) + sum(self.frozen.values())
+
+    @property
+    def flops_per_token(self) -> dict[str, Flops]:
+        """Of all parts together, by kind of token: what designs are compared by. The LM head is the text's."""
+        kinds = {part.name: KINDS_COUNTED_AS.get(part.kind, part.kind) for part in self.parts}
+        return {
+            kind: sum((part.flops for part in self.parts if kinds[part.name] == kind), Flops()) * (1 / number)
+            for kind, number in self.tokens.items()
+            if number
+        }
 
     @property
     def trained_bytes(self) -> int:
@@ -92,12 +112,13 @@ class RunAccount:
             return {"forward": cost.forward, "backward": cost.backward}
 
         return {
-            "parameters": {"trained": self.trained, "frozen": self.frozen},
+            "parameters": {"trained": self.trained, "frozen": self.frozen, "total": self.num_parameters},
             "flops_per_step": {"samples": self.samples_per_step, **flops(self.step)},
             "flops_by_part": [
                 {"part": part.name, **flops(part.flops), "tokens": part.tokens, "kind": part.kind}
                 for part in self.parts
             ],
+            "flops_per_token": {kind: flops(cost) for kind, cost in self.flops_per_token.items()},
             "flops_once": {name: cost.forward for name, cost in self.once.items()},
             "bytes": {"trained": self.trained_bytes, "frozen": self.frozen_bytes},
             "bytes_cached": {name: {"bytes": size, "of": per} for name, (size, per) in self.cached.items()},
@@ -111,6 +132,7 @@ class RunAccount:
         lines = ["parameters"]
         lines += [_row(name, si(count), "trained") for name, count in self.trained.items()]
         lines += [_row(name, si(count), "frozen") for name, count in self.frozen.items() if count]
+        lines.append(_row("all", si(self.num_parameters), f"{si(sum(self.trained.values()))} trained"))
         if self.keeps_language is not None:
             lines.append(
                 "  language: kept bit for bit; the language model is frozen"
@@ -123,6 +145,8 @@ class RunAccount:
         for part in self.parts:
             lines.append(_row(part.name, si(part.flops.forward), si(part.flops.backward), part.each))
         lines.append(_row("all", si(step.forward), si(step.backward)))
+        for kind, cost in self.flops_per_token.items():
+            lines.append(_row(f"all, of each {kind}", si(cost.forward), si(cost.backward)))
         lines += [
             _row(f"{name}, once and then cached", si(cost.forward), "0")
             for name, cost in self.once.items()

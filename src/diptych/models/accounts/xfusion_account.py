@@ -42,9 +42,12 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
         for kind, wanted in (("alignment", recipe.alignment), ("image_input", recipe.image_input))
         if wanted is not None
     }
+    tokens = {"text token": 0.0, "image token": 0.0}
     for streams in first.batches():
         batch = pack(streams)
         plan = model.plan(batch)
+        tokens["text token"] += share * int((~batch.is_image).sum())
+        tokens["image token"] += share * int(batch.is_image.sum())
         for name, cost in _step_flops(model, batch, plan).items():
             flops[name] = flops.get(name, Flops()) + cost
         for name, (count, kind) in _tokens(batch, plan).items():
@@ -77,6 +80,7 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
         },
         keeps_language=vision.layer_design != "single",
         assumed=first.assumed,
+        tokens=tokens,
     )
 
 
