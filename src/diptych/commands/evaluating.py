@@ -155,7 +155,7 @@ def _print_comparison(comparison: Comparison, one: Path, other: Path) -> None:
         for found in comparison.differences
     ]
     _print_table(["suite", "score", "A", "B", "B - A", "95% interval", "n", ""], rows)
-    print(f"A is {one}, B is {other}; intervals are of the paired bootstrap, clear ones leave out 0")
+    print(f"A is {one}, B is {other}; intervals are of the paired bootstrap, clear ones leave out 0 (n of 10 or more)")
     for suite in comparison.not_shared:
         print(f"only one of them has {suite}")
     print("made with the same settings" if not comparison.stamp_differences else "what differs (A, not B):")
@@ -172,4 +172,6 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, justify="left" if number < 2 else "right", no_wrap=number != 1)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, 110)  # numbers are not to be broken
+    console.print(table)

@@ -12,6 +12,7 @@ from diptych.evaluate.result_files import STAMP, read_json, read_rows
 from diptych.evaluate.stamp import stamp_differences
 from diptych.evaluate.suite import Row
 
+FEW = 10
 _NUM_TOLD = 3
 
 
@@ -28,9 +29,9 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the 95% interval leaves out 0."""
+        """Whether the 95% interval leaves out 0; of fewer than FEW pairs a bootstrap knows too little to say."""
         low, high = self.difference.interval
-        return low > 0 or high < 0
+        return self.difference.num >= FEW and (low > 0 or high < 0)
 
     def as_dict(self) -> dict[str, Any]:
         return {
