@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from diptych.data.sources import open_sources
 from diptych.data.video import read_clip_info
 from diptych.data_settings import DataConfig, SourceConfig
+from diptych.evaluate.suite import check_needs
+from diptych.evaluate.suites.image_reconstruction import ImageReconstruction
 from diptych.models.vpit_building import add_lora
 from diptych.settings import LoraConfig
 from tiny_xfusion import build_language
@@ -36,11 +39,16 @@ def read_mp4(folder: Path) -> object:
     return read_clip_info(folder / "a.mp4")
 
 
+def reconstruct(folder: Path) -> object:
+    return check_needs(ImageReconstruction(folder), SimpleNamespace(abilities={"reconstructs"}))
+
+
 NEEDS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "parquet": ("pyarrow", "data", read_parquet),
     "saved dataset": ("datasets", "data", read_saved_dataset),
     "hub": ("datasets", "data", lambda folder: open_source("hub:owner/name", "train")),
     "mp4": ("av", "video", read_mp4),
+    "reconstruction": ("torchmetrics", "eval", reconstruct),
     "lora": ("peft", "train", lambda folder: add_lora(build_language().model, LoraConfig())),
 }
 

@@ -14,7 +14,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diptych.commands import asset_commands, datasets, generating, probing, reconstructing, running_demo, training
+from diptych.commands import (
+    asset_commands,
+    datasets,
+    evaluating,
+    generating,
+    probing,
+    reconstructing,
+    running_demo,
+    training,
+)
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _FILE_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -80,6 +89,7 @@ app.command("inspect")(training.inspect)
 app.command("generate")(generating.generate)
 app.command("reconstruct")(reconstructing.reconstruct)
 app.command("probe")(probing.probe)
+app.command("eval")(evaluating.evaluate)
 app.command("demo")(running_demo.demo)
 app.add_typer(datasets.app, name="data")
 app.add_typer(asset_commands.app, name="assets")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.evaluate.charts import HEIGHT, WIDTH, Line, draw_chart, smooth
+from diptych.evaluate.charts import HEIGHT, WIDTH, Interval, Line, draw_chart, draw_intervals, smooth
 
 POINTS = st.lists(st.tuples(st.floats(0, 1e6), st.floats(allow_nan=True, allow_infinity=True, width=32)), max_size=20)
 
@@ -38,3 +38,21 @@ def test_smoothing_keeps_a_constant_and_the_places() -> None:
     points = [(float(x), 2.0) for x in range(9)]
     assert smooth(points, window=5) == points
     assert [y for _, y in smooth([(0.0, 0.0), (1.0, 3.0), (2.0, 0.0)], window=3)] == pytest.approx([1.5, 1.0, 1.5])
+
+
+def test_intervals_stand_in_order_on_one_axis() -> None:
+    shown = [Interval("a & <b>", 0.5, (0.4, 0.6), tick=0.25), Interval("c", 1.0, (1.0, 1.0))]
+    root = ElementTree.fromstring(draw_intervals(shown, title="t", x_label="share", bounds=(0, 1)))
+    whiskers = [line for line in root.iter("line") if line.attrib["class"] == "whisker"]
+    dots, (tick,) = list(root.iter("circle")), [line for line in root.iter("line") if line.attrib["class"] == "tick"]
+    for whisker, dot in zip(whiskers, dots, strict=True):
+        assert float(whisker.attrib["x1"]) <= float(dot.attrib["cx"]) <= float(whisker.attrib["x2"]) <= WIDTH
+    assert float(tick.attrib["x1"]) < float(whiskers[0].attrib["x1"])
+    assert float(dots[0].attrib["cy"]) < float(dots[1].attrib["cy"])
+    assert "a & <b>" in "".join(root.itertext())
+
+
+@pytest.mark.parametrize("values", [[], [2.0], [3.0, -1e9]])
+def test_any_intervals_give_a_chart(values: list[float]) -> None:
+    shown = [Interval("x", value, (value, value)) for value in values]
+    assert ElementTree.fromstring(draw_intervals(shown, title="t", x_label="x"))

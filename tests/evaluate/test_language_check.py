@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diptych.evaluate.language_check import PROMPTS, check_language
+from diptych.evaluate.language_check import NUM_QUICK, PROMPTS, check_language
 from tiny_xfusion import build_language, build_tiny_morph
 
 
@@ -13,7 +13,8 @@ def test_an_untouched_model_differs_by_exactly_0() -> None:
     check = check_language(build_tiny_morph(), build_language())
     assert check.max_abs_diff == 0
     assert check.same_weights
-    assert check.num_prompts == len(set(PROMPTS)) == 32
+    assert check.num_prompts == NUM_QUICK == 32
+    assert len(PROMPTS) == len(set(PROMPTS)) == 256
     assert check.num_logits > 0
 
 

@@ -147,3 +147,10 @@ def test_options_out_of_range_are_refused_by_name(options: dict[str, Any], named
 def test_a_conversation_without_a_user_is_refused() -> None:
     with pytest.raises(ValueError, match="user"):
         MORPH.generate([{"role": "assistant", "content": "hm"}])
+
+
+def test_reconstruction_is_the_autoencoders_there_and_back() -> None:
+    """The fake one is exact for grey images."""
+    grey = Image.fromarray(numpy.random.default_rng(1).integers(0, 255, (8, 8), dtype=numpy.uint8)).convert("RGB")
+    assert "reconstructs" in MORPH.abilities
+    assert _close(MORPH.reconstruct([grey], seed=3)[0], grey)

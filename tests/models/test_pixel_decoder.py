@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diptych.backbones.vision import load_image_encoder
+from diptych.data.images import open_image, tensor_to_image
 from diptych.diffusion.sampler import starting_noise
 from diptych.models.checkpoint import load_morph
+from diptych.models.encoded_images import image_features
 from diptych.models.pixel_decoder import PixelDecoder, VisualTokens, load_pixel_decoder
 from diptych.models.vpit_checkpoint import build_vpit_morph, save_vpit
 from diptych.settings import PixelDecoderConfig
@@ -281,3 +283,19 @@ def test_a_vpit_morph_draws_with_it_and_carries_it(parts: Path, tmp_path: Path) 
         build_vpit_morph(
             vpit_recipe(vpit=vpit | {"pixel_decoder": own, "num_image_tokens": 9}), language=build_language("llama")
         )
+
+
+def test_reconstruction_decodes_the_visual_tokens_of_its_own_encoder(decoder: PixelDecoder, parts: Path) -> None:
+    images = [open_image(path) for path in sorted((parts / "data").glob("*.png"))]
+    encoder = load_encoder(decoder.recipe)
+    encoded = image_features(encoder, NUM_TOKENS, cache_dir=None)
+    tokens = torch.stack([encoded.load(str(path)) for path in sorted((parts / "data").glob("*.png"))])
+    expected = [tensor_to_image(image) for image in decoder.decode(tokens, num_inference_steps=2, seed=1)]
+    made = [
+        decoder.reconstruct(images, num_inference_steps=2, seed=1),
+        decoder.reconstruct(images, encoder=encoder, num_inference_steps=2, seed=1),
+    ]
+    for pictures in made:
+        assert [picture.tobytes() for picture in pictures] == [picture.tobytes() for picture in expected]
+    assert "_loaded_encoder" not in dict(decoder.named_modules())
+    assert decoder.abilities == {"reconstructs"}

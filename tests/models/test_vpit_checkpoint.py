@@ -264,3 +264,12 @@ def test_what_was_drawn_before_is_read_as_training_showed_it() -> None:
     shown = shown_tokens(NUM_TOKENS, 0.75)
     assert torch.equal(drawn_before, tokens[0] * shown[:, None])
     assert torch.equal(asked_about, tokens[1])
+
+
+def test_pixels_come_with_a_pixel_decoder() -> None:
+    morph = build_vpit()
+    assert morph.abilities == {"reads", "writes"}
+    with pytest.raises(ValueError, match="no pixel decoder"):
+        morph.reconstruct([])
+    morph.pixel_decoder = Recording()
+    assert morph.abilities == {"reads", "writes", "draws", "reconstructs"}

@@ -31,22 +31,12 @@ def reconstruct(
 
     opened = [open_image(path) for path in images]
     prepare_output(out)
-    import torch
-
-    from diptych.models.encoded_images import image_features
     from diptych.models.pixel_decoder import load_pixel_decoder
 
     decoder = load_pixel_decoder(morph)
-    paths = [str(path) for path in images]
-    encoded = image_features(decoder.load_encoder(), decoder.visual_tokens.num_image_tokens, cache_dir=None)
-    encoded.prepare(paths)
-    drawn = decoder.decode(
-        torch.stack([encoded.load(path) for path in paths]),
-        guidance_scale=guidance_scale,
-        num_inference_steps=num_inference_steps,
-        seed=seed,
+    pictures = decoder.reconstruct(
+        opened, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, seed=seed
     )
-    pictures = [tensor_to_image(image) for image in drawn]
     for name, picture in zip(_file_names(images), pictures, strict=True):
         picture.save(out / name)
         print(out / name)

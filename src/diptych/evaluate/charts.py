@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no library, no script, colours from the page's style sheet."""
+"""Line charts, and values with intervals, as inline SVG: no library, no script, colours from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -78,6 +78,49 @@ def draw_chart(lines: Sequence[Line], *, title: str, x_label: str, y_label: str,
     at = f"{HEIGHT / 2 - 14:.0f}"
     turned = f'x="12" y="{at}" text-anchor="middle" transform="rotate(-90 12 {at})"'
     parts.append(f'<text class="label" {turned}>{escape(y_label)}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval; `tick`: what it is to be compared with."""
+
+    name: str
+    value: float
+    interval: tuple[float, float]
+    tick: float | None = None
+
+
+def draw_intervals(
+    intervals: Sequence[Interval], *, title: str, x_label: str, bounds: tuple[float, float] | None = None
+) -> str:
+    """An <svg> element with a row for each: a dot, its interval as a whisker, its tick. `bounds`: of the axis; None:
+    those of what is shown."""
+    left, height = 130, _TOP + 24 * len(intervals) + _BOTTOM
+    edges = [edge for one in intervals for edge in (*one.interval, one.value, one.tick) if edge is not None]
+    low, high = bounds or _widen(min(edges, default=0.0), max(edges, default=1.0))
+
+    def place(x: float) -> float:
+        return left + (x - low) / (high - low) * (WIDTH - left - 2 * _RIGHT)
+
+    name = escape(title, quote=True)
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}">']
+    parts.append(f"<title>{escape(title)}</title>")
+    foot = height - _BOTTOM
+    for x in _ticks(low, high):
+        parts.append(f'<line class="rule" x1="{place(x):.1f}" x2="{place(x):.1f}" y1="{_TOP}" y2="{foot}"/>')
+        parts.append(f'<text class="label" x="{place(x):.1f}" y="{foot + 16}" text-anchor="middle">{_label(x)}</text>')
+    for number, one in enumerate(intervals):
+        y = _TOP + 24 * number + 12
+        from_x, to_x = (place(edge) for edge in one.interval)
+        parts.append(f'<text class="label" x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(one.name)}</text>')
+        parts.append(f'<line class="whisker" x1="{from_x:.1f}" x2="{to_x:.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<circle class="dot" cx="{place(one.value):.1f}" cy="{y}" r="4"/>')
+        if one.tick is not None:
+            x = place(one.tick)
+            parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 8}" y2="{y + 8}"/>')
+    middle = (left + WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="label" x="{middle}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
     return "".join([*parts, "</svg>"])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from diptych.data.builders.emoji_tasks import box_overlap, parse_box
 from diptych.data.images import image_to_tensor, open_image, tensor_to_image
 from diptych.data.samples import Sample, read_samples
+from diptych.evaluate.answering import answer_in_text
 from diptych.evaluate.naming import is_named
 from diptych.evaluate.retrieval import PooledEncoder, embed_images, retrieval_ranks, retrieval_score
 from diptych.evaluate.scores import Score, share
@@ -118,8 +119,7 @@ def _ask(
     answers: list[str] = []
     for start in range(0, len(samples), batch_size):
         chunk = [_conversation(data, sample) for sample in samples[start : start + batch_size]]
-        made = morph.generate_batch(chunk, generation_mode="text", max_new_tokens=20)
-        answers += ["".join(part for part in parts if isinstance(part, str)) for parts in made]
+        answers += answer_in_text(morph, chunk, max_new_tokens=20)
         progress(f"asking {task}", len(answers), len(samples))
     return answers
 

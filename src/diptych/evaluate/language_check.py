@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-PROMPTS = (
-    "The capital of France is",
-    "Once upon a time, in a village by the sea,",
-    "def fibonacci(n):\n    ",
-    "Water boils at a temperature of",
-    "In 1969, the first humans",
-    "The recipe needs two eggs, a cup of flour and",
-    "She opened the letter and read:",
-    "The mitochondria is the",
-    "To be, or not to be,",
-    "The stock market fell today because",
-    "Translate to Spanish: Good morning.",
-    "The three primary colours are",
-    "If a train leaves at noon and travels 60 miles an hour,",
-    "The old man looked at the mountain and said",
-    "List the planets of the solar system:",
-    "A haiku about rain:",
-    "Draw red apple in 3D style.",
-    "What is this?",
-    "The opposite of hot is",
-    "import numpy as np\n",
-    "Dear Sir or Madam,",
-    "E = mc^2 means that",
-    "The quick brown fox",
-    "Our meeting has been moved to",
-    "Photosynthesis converts light into",
-    "The patient complained of",
-    "1, 1, 2, 3, 5, 8,",
-    "Breaking news:",
-    "The best way to learn a language is",
-    "Q: How many legs does a spider have? A:",
-    "In the beginning",
-    "Thank you for your",
-)
+PROMPTS: tuple[str, ...] = tuple(json.loads(Path(__file__).with_name("language_prompts.json").read_text("utf-8")))
+"""256 texts: prose, code, numbers, many languages, emoji, edges. The first 32 are those of the demo."""
+NUM_QUICK = 32
 
 
 @dataclass(frozen=True)
@@ -55,9 +26,8 @@ class LanguageCheck:
     same_weights: bool
 
 
-@torch.no_grad()
 def check_language(morph: Any, base: Any) -> LanguageCheck:
-    """Compares a morph with `base`, a fresh load of its LLM (with `.model` and `.tokenizer`).
+    """Compares a morph with `base`, a fresh load of its LLM (with `.model` and `.tokenizer`), on the quick prompts.
 
     To learn what training did, hand it the morph with the very instance of the LLM that stood beside it in training.
     Raises ValueError if `base` is that instance, or logits are not finite: NaN differs from nothing.
@@ -65,14 +35,30 @@ def check_language(morph: Any, base: Any) -> LanguageCheck:
     if morph.language_model is base.model:
         raise ValueError("the base language model is the morph's own instance; load it afresh")
     base.model.to(morph.device)
-    largest, num_logits = 0.0, 0
-    for prompt in PROMPTS:
-        ids = base.tokenizer(prompt, return_tensors="pt")["input_ids"]
-        mine = morph.text_logits(ids)
-        difference = float((mine.double() - base.model(input_ids=ids.to(morph.device)).logits.double()).abs().max())
-        if not math.isfinite(difference):
-            raise ValueError(f"logits of {prompt!r} are not finite; the language model's weights are damaged")
-        largest, num_logits = max(largest, difference), num_logits + mine.numel()
+    compared = [compare_logits(morph, base, prompt) for prompt in PROMPTS[:NUM_QUICK]]
+    largest, num_logits = max(one.max_abs_diff for one in compared), sum(one.num_logits for one in compared)
     own, fresh = morph.language_model.state_dict(), base.model.state_dict()
     same = own.keys() == fresh.keys() and all(torch.equal(own[name], fresh[name]) for name in fresh)
-    return LanguageCheck(largest, len(PROMPTS), num_logits, same)
+    return LanguageCheck(largest, len(compared), num_logits, same)
+
+
+@dataclass(frozen=True)
+class LogitsCheck:
+    """Of one prompt: the largest absolute difference, whether every bit is the same, how many logits there are."""
+
+    max_abs_diff: float
+    is_identical: bool
+    num_logits: int
+
+
+@torch.no_grad()
+def compare_logits(morph: Any, base: Any, prompt: str) -> LogitsCheck:
+    """Text-only logits of a morph against those of `base`, on the morph's device. Raises ValueError if they are not
+    finite."""
+    ids = base.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    mine, theirs = morph.text_logits(ids), base.model(input_ids=ids.to(morph.device)).logits
+    difference = float((mine.double() - theirs.double()).abs().max())
+    if not math.isfinite(difference):
+        raise ValueError(f"logits of {prompt!r} are not finite; the language model's weights are damaged")
+    bits = [logits.contiguous().view(torch.uint8) for logits in (mine, theirs)]
+    return LogitsCheck(difference, torch.equal(*bits), mine.numel())

@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from diptych.evaluate.answering import answer_in_text
+
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -32,8 +34,7 @@ def ask_about_images(
         chunk = [
             [{"role": "user", "content": [f"{question}\n", image]}] for image in images[start : start + batch_size]
         ]
-        parts = morph.generate_batch(chunk, generation_mode="text", max_new_tokens=max_new_tokens)
-        answers += ["".join(part for part in answer if isinstance(part, str)) for answer in parts]
+        answers += answer_in_text(morph, chunk, max_new_tokens=max_new_tokens)
         if progress is not None:
             progress(len(answers), len(images))
     return answers

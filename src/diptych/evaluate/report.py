@@ -14,6 +14,7 @@ from diptych.evaluate.report_page import (
     cards,
     definition_list,
     details,
+    image_pair,
     image_tag,
     page,
     paragraph,
@@ -171,11 +172,8 @@ def _drawings(drawings: Sequence[Drawing]) -> str:
     for drawing in drawings:
         first = drawing.rank == 0
         mark = badge("first" if first else f"place {drawing.rank + 1}", first)
-        real, drawn = image_tag(drawing.real, f"real: {drawing.prompt}"), image_tag(drawing.drawn, drawing.prompt)
-        shown.append(
-            f'<div class="pair"><span>{real}<small>real</small></span><span>{drawn}<small>drawn</small></span></div>'
-            f"<figcaption>{text(drawing.prompt)} {mark}</figcaption>"
-        )
+        pair = image_pair(drawing.real, drawing.drawn, drawing.prompt)
+        shown.append(f"{pair}<figcaption>{text(drawing.prompt)} {mark}</figcaption>")
     first = sum(drawing.rank == 0 for drawing in drawings)
     line = (
         f"The real image, and beside it what was drawn from the prompt alone. {first} of the {len(drawings)} shown "

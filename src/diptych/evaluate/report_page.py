@@ -18,6 +18,7 @@ STYLE = """
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 80px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; }
+h3 { font-size: 16px; margin: 28px 0 10px; }
 h2 { font-size: 20px; margin: 48px 0 12px; padding-top: 16px; border-top: 1px solid var(--rule); }
 .summary { color: var(--soft); font-size: 17px; max-width: 760px; margin: 0; }
 p { max-width: 760px; } p.note, small { color: var(--soft); } p.note { font-size: 15px; }
@@ -43,6 +44,8 @@ figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere; }
 .charts figure { margin: 0; } .chart { width: 100%; height: auto; }
 .chart .line { fill: none; stroke: var(--line); stroke-width: 2; stroke-linejoin: round; }
 .chart .faint { fill: none; stroke: var(--line); stroke-width: 1; opacity: .3; }
+.chart .whisker { stroke: var(--line); stroke-width: 2; } .chart .dot { fill: var(--line); }
+.chart .tick { stroke: var(--soft); stroke-width: 1.5; }
 .chart .rule { stroke: var(--rule); } .chart .label { fill: var(--soft); font-size: 12px; }
 .grid { margin: 0 0 16px; } .grid img { max-width: 100%; height: auto; border-radius: 6px; }
 dl { display: grid; grid-template-columns: minmax(120px, max-content) 1fr; gap: 4px 20px; font-size: 15px; }
@@ -91,6 +94,13 @@ def cards(contents: Sequence[str], *, narrow: bool = False) -> str:
     """Figures in a grid; contents are HTML."""
     figures = "".join(f"<figure>{content}</figure>" for content in contents)
     return f'<div class="cards{" narrow" if narrow else ""}">{figures}</div>'
+
+
+def image_pair(real: Image.Image, drawn: Image.Image, prompt: str) -> str:
+    """What was drawn beside the real image."""
+    shown = {"real": image_tag(real, f"real: {prompt}"), "drawn": image_tag(drawn, prompt)}
+    spans = "".join(f"<span>{tag}<small>{word}</small></span>" for word, tag in shown.items())
+    return f'<div class="pair">{spans}</div>'
 
 
 def definition_list(entries: Mapping[str, str], *, is_code: bool = False) -> str:

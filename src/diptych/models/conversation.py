@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -22,6 +22,9 @@ Part = str | Image.Image
 Conversation = Sequence[Mapping[str, Any]]
 """Messages {"role", "content"}; content is text, or a list of text and images: PIL, paths, content parts as OpenAI has
 them ({"type": "text"}, {"type": "image_url"} with a path or a data: URL)."""
+Ability = Literal["reads", "writes", "draws", "reconstructs"]
+"""Of a morph: answers about images in words; has a language model; draws pixels from a prompt; brings an image through
+its latents or visual tokens and back."""
 GENERATION_MODES = ("auto", "text", "image")
 
 

@@ -17,7 +17,14 @@ from diptych.data.images import image_to_tensor, tensor_to_image
 from diptych.data.samples import Message
 from diptych.data.tokenize import build_prompt
 from diptych.diffusion.sampler import starting_noise
-from diptych.models.conversation import Conversation, Part, check_guidance, check_options, read_conversation
+from diptych.models.conversation import (
+    Ability,
+    Conversation,
+    Part,
+    check_guidance,
+    check_options,
+    read_conversation,
+)
 from diptych.models.decoding import decode_text
 from diptych.models.drawing import draw_latents, guided_forms, holds_images
 from diptych.models.xfusion_building import XFusionModel
@@ -62,6 +69,10 @@ class Morph:
     @property
     def tokenizer(self) -> Any:
         return self.language.tokenizer
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return frozenset({"reads", "writes", "draws", "reconstructs"})
 
     def frozen_hashes(self) -> dict[str, str]:
         hashes = {"language_model": self.language.hash, "autoencoder": self.autoencoder.hash}
@@ -161,6 +172,14 @@ class Morph:
             for index, text in zip(chunk_indices, texts, strict=True):
                 answers[index].append(text)
         return answers
+
+    @torch.no_grad()
+    def reconstruct(self, images: Sequence[Image.Image], **sampling: Any) -> list[Image.Image]:
+        """Images through the autoencoder's latents and back, at the morph's size. `sampling`: as a pixel decoder takes
+        it; an autoencoder samples nothing, so it decides nothing here."""
+        del sampling
+        latents = self.autoencoder.encode(torch.stack([image_to_tensor(i, self.recipe.image_size) for i in images]))
+        return [tensor_to_image(image) for image in self.autoencoder.decode(latents).float().cpu()]
 
     def _draw(
         self,

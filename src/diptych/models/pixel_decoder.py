@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from diptych.backbones.autoencoder import load_autoencoder
 from diptych.backbones.vision import ImageEncoder, load_image_encoder
 from diptych.config import Recipe
+from diptych.data.images import image_to_tensor, tensor_to_image
 from diptych.diffusion.sampler import starting_noise
 from diptych.distributed import compute_device
-from diptych.models.conversation import check_guidance
+from diptych.models.conversation import Ability, check_guidance
 from diptych.models.flow_decoder import FlowDenoiser
 from diptych.models.morph_files import (
     CONFIG,
@@ -31,6 +34,7 @@ from diptych.models.morph_files import (
     read_recipe,
     write_morph_files,
 )
+from diptych.nn.connector import reduce_tokens
 from diptych.nn.towers.pixel_transformer import PixelTransformer
 
 OWN_FOLDER = "pixel_decoder"
@@ -148,6 +152,10 @@ class PixelDecoder(nn.Module):
         self.check_encoder(encoder, num_image_tokens=config.num_image_tokens)
         return encoder.to(self.device)
 
+    @cached_property
+    def _loaded_encoder(self) -> ImageEncoder:
+        return self.load_encoder()  # loaded once, and no submodule: it is no part of what is trained or saved
+
     @torch.no_grad()
     def decode(
         self,
@@ -188,6 +196,21 @@ class PixelDecoder(nn.Module):
             )
             images.append(self.autoencoder.decode(latents).float().cpu())
         return torch.cat(images)
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return frozenset({"reconstructs"})
+
+    @torch.no_grad()
+    def reconstruct(self, images: Sequence[Image.Image], *, encoder: Any = None, **sampling: Any) -> list[Image.Image]:
+        """Images drawn again from their visual tokens alone. `encoder`: the one whose visual tokens it reads, if it is
+        loaded already; `sampling`: options of `decode`."""
+        encoder = encoder or self._loaded_encoder
+        own = encoder.preprocessing
+        read = partial(image_to_tensor, size=own.image_size, fit=own.fit, interpolation=own.interpolation)
+        features = encoder.features(torch.stack([read(image) for image in images]))
+        tokens = reduce_tokens(features, self.visual_tokens.num_image_tokens)
+        return [tensor_to_image(image) for image in self.decode(tokens, **sampling)]
 
     def save_pretrained(self, folder: str | Path, *, weights: dict[str, Tensor] | None = None) -> None:
         """Writes all trained tensors and the config. `weights`: these (averaged ones, say) in place of the present."""

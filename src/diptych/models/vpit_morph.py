@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diptych.backbones.language import LanguageModel
@@ -14,7 +15,14 @@ from diptych.config import Recipe
 from diptych.data.images import tensor_to_image
 from diptych.data.samples import Message
 from diptych.data.tokenize import build_prompt, drop_text
-from diptych.models.conversation import Conversation, Part, check_guidance, check_options, parse_conversation
+from diptych.models.conversation import (
+    Ability,
+    Conversation,
+    Part,
+    check_guidance,
+    check_options,
+    parse_conversation,
+)
 from diptych.models.interleaved_decoding import decode_interleaved
 from diptych.models.token_choice import stop_ids
 from diptych.models.vpit import VPiT, shown_tokens
@@ -60,6 +68,11 @@ class VPiTMorph:
     def tokenizer(self) -> Any:
         """The language model's, with the two boundary tokens."""
         return self.language.tokenizer
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """Pixels come of a pixel decoder, where it has one."""
+        return frozenset({"reads", "writes"} if self.pixel_decoder is None else {"reads", "writes", *DECODED})
 
     def frozen_hashes(self) -> dict[str, str]:
         return {"language_model": self.language.hash, "image_encoder": self.encoder.hash}
@@ -189,6 +202,13 @@ class VPiTMorph:
         features = self.encoder.features(torch.stack(list(images)))
         return list(reduce_tokens(features, self.recipe.vpit.num_image_tokens))
 
+    def reconstruct(self, images: Sequence[Image.Image], **sampling: Any) -> list[Image.Image]:
+        """Images through their visual tokens and back, without the language model. `sampling`: options of
+        `PixelDecoder.decode`. Raises ValueError without a pixel decoder."""
+        if self.pixel_decoder is None:
+            raise ValueError(NO_PIXEL_DECODER)
+        return self.pixel_decoder.reconstruct(images, encoder=self.encoder, **sampling)
+
     def _inputs(self, messages: tuple[Message, ...], tokens: list[Tensor]) -> list[Tensor]:
         """Visual tokens of a conversation's images as training showed them: some of what was drawn is hidden."""
         config = self.recipe.vpit
@@ -212,6 +232,8 @@ class VPiTMorph:
         return self.tokenizer.decode(piece, skip_special_tokens=True).strip()
 
 
+DECODED: tuple[Ability, ...] = ("draws", "reconstructs")
+"""Abilities that come with a pixel decoder."""
 NO_PIXEL_DECODER = (
     "this morph has no pixel decoder, so its visual tokens cannot be drawn; train one "
     "(diptych train recipes/emoji-pixel-decoder.yaml) and name its folder with vpit.pixel_decoder"

@@ -9,46 +9,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from diptych.backbones.language import load_language_model
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe
-from diptych.data.builders.data_card import read_card
 from diptych.data.builders.emoji import QUESTIONS
-from diptych.data.images import image_to_tensor, open_image
-from diptych.data.samples import Sample, read_samples
+from diptych.evaluate.answering import Sampling, answer_in_images
+from diptych.evaluate.emoji_gallery import (
+    BATCH_SIZE,
+    ENCODER,
+    Combination,
+    compare_with_gallery,
+    read_combinations,
+)
 from diptych.evaluate.language_check import LanguageCheck, check_language
 from diptych.evaluate.machine import describe_machine
 from diptych.evaluate.naming import ask_about_images, is_named
-from diptych.evaluate.retrieval import embed_images, retrieval_ranks, retrieval_score
+from diptych.evaluate.retrieval import retrieval_score
 from diptych.evaluate.scores import Score, share
 from diptych.models.accounts.recipe_account import account_recipe
 from diptych.settings import SampleConfig
 from diptych.studies.visual_token_evaluation import VisualScore, evaluate_visual_tokens
 
 Progress = Callable[[str, int, int], None]
-ENCODER = "efficientnet-lite0"
 QUESTION = QUESTIONS[0]
 GOALS = {
     "xfusion": {"retrieval_top1": 0.75, "retrieval_top5": 0.92, "naming_exact": 0.95},
     "vpit": {"free_running_cosine": 0.95, "visual_top1": 0.95, "naming_exact": 0.95},
 }
 """For 200 concepts, and 12 (X-Fusion) or 20 (VPiT) minutes of training on two cores."""
-BATCH_SIZE = 50
 _PROMISED = ("retrieval_top1", "retrieval_top5", "naming_exact", "naming_held_out", "retrieval_held_out_top1")
-
-
-@dataclass(frozen=True)
-class Combination:
-    """One concept in one style: its prompt and its real image."""
-
-    concept: str
-    style: str
-    prompt: str
-    real: Image.Image
-    held_out: bool
 
 
 @dataclass(frozen=True)
@@ -144,24 +135,6 @@ def evaluate_demo(
     return Evaluation(recipe.method, num_concepts, combinations, outcomes, table, check, speed, sampling, visual_tokens)
 
 
-def read_combinations(data: Path) -> list[Combination]:
-    """Trained combinations, then held-out ones, of a built emoji set: those that are asked for by name."""
-    counts = read_card(data).num_samples
-    combinations = []
-    for name in ("train_draw.jsonl", "held_out_draw.jsonl"):
-        if counts.get(name):
-            samples = [sample for sample in read_samples(data / name) if sample.meta["prompt_kind"] == "name"]
-            combinations += [_combination(data, sample) for sample in samples]
-    by_style: dict[str, set[str]] = {}
-    for combination in combinations:
-        by_style.setdefault(combination.style, set()).add(combination.concept)
-    if not combinations or any(concepts != {c.concept for c in combinations} for concepts in by_style.values()):
-        raise ValueError(
-            f"the data set in {data} does not hold every concept in every style; delete and build it again"
-        )
-    return combinations
-
-
 def score_outcomes(combinations: list[Combination], outcomes: list[Outcome], *, num_concepts: int) -> dict[str, Score]:
     """Retrieval within the gallery of all real images of the prompt's style; naming among all concepts.
 
@@ -227,13 +200,6 @@ def collect_scores(
     }
 
 
-def _combination(data: Path, sample: Sample) -> Combination:
-    prompt = "".join(part for part in sample.messages[0].parts if isinstance(part, str))
-    real = open_image(sample.images[0], root=data)
-    meta = sample.meta
-    return Combination(meta["concept"], meta["style"], prompt, real, bool(meta["held_out"]))
-
-
 def _sampling(morph: Any, recipe: Recipe) -> SampleConfig:
     """As the recipe says, which need not be as the morph was saved; VPiT's images are sampled by its pixel decoder.
     Without guidance where no drawing was learnt without its text."""
@@ -248,18 +214,11 @@ def _sampling(morph: Any, recipe: Recipe) -> SampleConfig:
 def _draw(morph: Any, combinations: list[Combination], sampling: SampleConfig, progress: Progress) -> list[Image.Image]:
     """Each batch has a noise of its own, so that the scores do not hang on a single one."""
     drawn: list[Image.Image] = []
+    asked = Sampling(sampling.guidance_scale, sampling.num_inference_steps, sampling.sampler, sampling.seed)
     for number, start in enumerate(range(0, len(combinations), BATCH_SIZE)):
         batch = combinations[start : start + BATCH_SIZE]
         prompts = [[{"role": "user", "content": c.prompt}] for c in batch]
-        answers = morph.generate_batch(
-            prompts,
-            generation_mode="image",
-            guidance_scale=sampling.guidance_scale,
-            num_inference_steps=sampling.num_inference_steps,
-            sampler=sampling.sampler,
-            seed=sampling.seed + number,
-        )
-        drawn += [answer[0] for answer in answers]
+        drawn += answer_in_images(morph, prompts, asked.for_batch(number))
         progress("drawing every combination", len(drawn), len(combinations))
     return drawn
 
@@ -273,33 +232,3 @@ def choose_combinations(combinations: list[Combination], num: int | None, seed: 
         group = [combination for combination in combinations if combination.held_out == held_out]
         chosen += random.Random(seed).sample(group, min(num, len(group)))
     return chosen
-
-
-def compare_with_gallery(
-    encoder: Any,
-    gallery: list[Combination],
-    combinations: list[Combination],
-    drawn: list[Image.Image],
-    *,
-    size: int,
-    progress: Progress,
-) -> tuple[list[int], list[bool]]:
-    """Ranks, and whether the style is right. All images are brought to `size` first, the size that the morph draws at:
-    a sharper original is still the same thing."""
-    features = []
-    images = [*drawn, *(c.real for c in gallery)]
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = images[start : start + BATCH_SIZE]
-        features.append(embed_images(encoder, torch.stack([image_to_tensor(image, size) for image in batch])))
-        progress("comparing drawn with real images", start + len(batch), len(images))
-    mine, real = torch.cat(features).split((len(combinations), len(gallery)))
-    nearest = (mine @ real.T).argmax(dim=1).tolist()
-    ranks = [0] * len(combinations)
-    for style in {c.style for c in combinations}:
-        rows = [i for i, c in enumerate(combinations) if c.style == style]
-        of_style = [i for i, c in enumerate(gallery) if c.style == style]
-        places = {gallery[i].concept: place for place, i in enumerate(of_style)}
-        targets = [places[combinations[i].concept] for i in rows]
-        for row, rank in zip(rows, retrieval_ranks(mine[rows], real[of_style], targets), strict=True):
-            ranks[row] = rank
-    return ranks, [gallery[near].style == c.style for near, c in zip(nearest, combinations, strict=True)]

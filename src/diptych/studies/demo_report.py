@@ -14,10 +14,11 @@ from diptych.config import Recipe
 from diptych.data.builders.data_card import read_card
 from diptych.data.builders.emoji import STYLE_WORDS
 from diptych.data.images import image_to_tensor, tensor_to_image
+from diptych.evaluate.emoji_gallery import BATCH_SIZE, ENCODER, Combination
 from diptych.evaluate.naming import is_named
 from diptych.evaluate.report import Answer, Curve, Drawing, Report, ScoreRow, TableSection, format_share
 from diptych.evaluate.scores import Mean, Score
-from diptych.studies.demo_evaluation import BATCH_SIZE, ENCODER, QUESTION, Combination, Evaluation, Outcome
+from diptych.studies.demo_evaluation import QUESTION, Evaluation, Outcome
 from diptych.studies.visual_token_evaluation import KINDS
 from diptych.train.progress import format_seconds
 

@@ -1,0 +1,49 @@
+"""How a morph is asked in evaluation: conversations in, one text or one image each out, by its public calls alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+
+from diptych.models.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled; None: as the morph was trained to be."""
+
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = None
+    sampler: str | None = None
+    seed: int = 0
+
+    def for_batch(self, number: int) -> Sampling:
+        """Each batch has a noise of its own, so that scores do not hang on a single one."""
+        return replace(self, seed=self.seed + number)
+
+    def options(self) -> dict[str, Any]:
+        """As a morph's calls take them."""
+        return {
+            "guidance_scale": self.guidance_scale,
+            "num_inference_steps": self.num_inference_steps,
+            "sampler": self.sampler,
+            "seed": self.seed,
+        }
+
+
+def answer_in_text(morph: Any, conversations: Sequence[Conversation], *, max_new_tokens: int = 16) -> list[str]:
+    """The greedy answer to each conversation, in one batch."""
+    made = morph.generate_batch(conversations, generation_mode="text", max_new_tokens=max_new_tokens)
+    return ["".join(part for part in parts if isinstance(part, str)) for parts in made]
+
+
+def answer_in_images(morph: Any, conversations: Sequence[Conversation], sampling: Sampling) -> list[Image.Image]:
+    """One image for each conversation, in one batch. Raises ValueError where a morph answers with none."""
+    made = morph.generate_batch(conversations, generation_mode="image", **sampling.options())
+    drawn = [[part for part in parts if isinstance(part, Image.Image)] for parts in made]
+    if any(len(images) != 1 for images in drawn):
+        raise ValueError(f"asked for one image each, the morph gave {sorted({len(images) for images in drawn})}")
+    return [image for (image,) in drawn]

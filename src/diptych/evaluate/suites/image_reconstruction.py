@@ -1,0 +1,125 @@
+"""Reconstruction: an image through latents or visual tokens and back, which bounds all that is drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diptych.data.builders.data_card import CARD_NAME
+from diptych.data.images import image_to_tensor, open_image
+from diptych.data.samples import Message
+from diptych.evaluate.answering import Sampling
+from diptych.evaluate.emoji_gallery import read_combinations
+from diptych.evaluate.suite import (
+    Answer,
+    Baselines,
+    Example,
+    Metric,
+    MetricScore,
+    Needs,
+    Progress,
+    Row,
+    Scores,
+    summarise_means,
+)
+from diptych.evaluate.suites.suite_data import EMOJI_ASSETS, find_emoji_set
+
+MAX_PSNR = 100.0
+"""Decibels that equal images are given."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_WINDOW = 11
+_AT_ONCE = 32
+
+
+class ImageReconstruction:
+    """The pictures of an emoji set, or of any folder, encoded and decoded by the morph's autoencoder (X-Fusion) or
+    pixel decoder (VPiT)."""
+
+    name = "reconstruction"
+    version = 1
+    words = (
+        "Each image goes through the morph's latents (X-Fusion) or visual tokens (VPiT) and back, and is compared with "
+        "itself at the size that comes out: PSNR, and SSIM (windows of 11 pixels). Majority: the mean of all images in "
+        "place of each. Chance: another image in its place."
+    )
+    metrics = (Metric("psnr", "PSNR", unit="dB"), Metric("ssim", "SSIM", unit=""))
+
+    def __init__(self, data: Path | None = None) -> None:
+        self.needs = Needs(("reconstructs",), () if data is not None else EMOJI_ASSETS, {"torchmetrics": "eval"})
+        self._data = data
+        self._size = 0
+
+    def load_examples(self, progress: Progress) -> list[Example]:
+        if self._data is not None and not (self._data / CARD_NAME).is_file():
+            found = sorted(path for path in self._data.rglob("*") if path.suffix.lower() in SUFFIXES)
+            if not found:
+                raise ValueError(f"{self._data} holds no images ({', '.join(SUFFIXES)}); give another folder")
+            return [_example(path.relative_to(self._data).as_posix(), path) for path in found]
+        combinations = read_combinations(find_emoji_set(self._data, progress))
+        return [
+            _example(f"{c.style}/{c.concept}", c.file, kind="held out" if c.held_out else "trained")
+            for c in combinations
+        ]
+
+    def prepare(self, morph: Any, progress: Progress) -> None:
+        pass
+
+    def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
+        images = [open_image(e.images[0]) for e in examples]
+        drawn = morph.reconstruct(images, numbers=[0] * len(images), **sampling.options())  # one noise for all
+        return [Answer(images=(image,)) for image in drawn]
+
+    def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:
+        drawn = torch.stack([image_to_tensor(answer.images[0], answer.images[0].width) for answer in answers])
+        real = torch.stack([image_to_tensor(open_image(e.images[0]), drawn.shape[-1]) for e in examples])
+        return compare_images(drawn, real)
+
+    def baselines(self, examples: Sequence[Example]) -> dict[str, Baselines]:
+        if not self._size:
+            return {}  # nothing came out yet, at whose size they would be compared
+        mean = torch.zeros(3, self._size, self._size)
+        for example in examples:
+            mean += self._open(example) / len(examples)
+        others = [*examples[1:], examples[0]]
+        totals = {metric.name: [0.0, 0.0] for metric in self.metrics}
+        for start in range(0, len(examples), _AT_ONCE):
+            real = torch.stack([self._open(e) for e in examples[start : start + _AT_ONCE]])
+            other = torch.stack([self._open(e) for e in others[start : start + _AT_ONCE]])
+            for place, images in enumerate((mean.expand_as(real), other)):
+                for scores in compare_images(images, real):
+                    for name, value in scores.items():
+                        totals[name][place] += value / len(examples)
+        return {name: Baselines(*pair) for name, pair in totals.items()}
+
+    def _open(self, example: Example) -> Tensor:
+        return image_to_tensor(open_image(example.images[0]), self._size)
+
+    def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
+        with Image.open(folder / rows[0].images[0]) as image:
+            self._size = image.width
+        return summarise_means(self, examples, rows)
+
+
+def compare_images(images: Tensor, real: Tensor) -> list[Scores]:
+    """PSNR in decibels and SSIM of images [B, 3, S, S] in -1..1, each with its own. Raises ValueError for images
+    smaller than SSIM's window."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    if images.shape[-1] < _WINDOW:
+        raise ValueError(f"SSIM compares windows of {_WINDOW} pixels, and these images have {images.shape[-1]}")
+    both: Any = ((images.clamp(-1, 1) + 1) / 2, (real.clamp(-1, 1) + 1) / 2)
+    psnr = peak_signal_noise_ratio(*both, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    ssim: Any = structural_similarity_index_measure(*both, data_range=1.0, reduction="none")
+    return [
+        {"psnr": float(decibels), "ssim": float(similarity)}
+        for decibels, similarity in zip(psnr.clamp(max=MAX_PSNR), ssim.reshape(-1), strict=True)
+    ]
+
+
+def _example(id: str, path: Path, *, kind: str = "") -> Example:
+    return Example(id, (Message("user", (0,)),), (path,), reference_image=path, kind=kind)

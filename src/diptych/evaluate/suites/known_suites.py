@@ -1,0 +1,39 @@
+"""The suites by name. A new one is a line here, and a module that keeps the contract of suite.py."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from diptych.evaluate.suite import Suite
+from diptych.evaluate.suites.emoji_drawing import EmojiDrawing
+from diptych.evaluate.suites.image_reconstruction import ImageReconstruction
+from diptych.evaluate.suites.language_law import LanguageLaw
+from diptych.evaluate.suites.visual_questions import easy_vqa, emoji_vqa
+
+SUITES: Mapping[str, Callable[[Path | None], Suite]] = {
+    "emoji-vqa": emoji_vqa,
+    "easy-vqa": easy_vqa,
+    "emoji-t2i": EmojiDrawing,
+    "reconstruction": ImageReconstruction,
+    "language": LanguageLaw,
+}
+"""Each is given the user's folder of data, or None for its own."""
+
+
+def build_suites(names: Sequence[str], data: Mapping[str, Path]) -> list[Suite]:
+    """The suites of these names, in their order. `data`: folders by name of suite. Raises ValueError for a name that
+    is unknown or stands twice, with those that there are."""
+    if not names:
+        raise ValueError(f"no suite is named; give --suite with some of: {', '.join(SUITES)}")
+    for name in (*names, *data):
+        if name not in SUITES:
+            near = difflib.get_close_matches(name, SUITES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(SUITES)}"
+            raise ValueError(f"no suite is called {name!r}; {hint}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"--suite names one suite twice: {', '.join(names)}")
+    if unused := sorted(set(data) - set(names)):
+        raise ValueError(f"--data is given for {', '.join(unused)}, which --suite does not name")
+    return [SUITES[name](data.get(name)) for name in names]

@@ -1,0 +1,86 @@
+"""The built sets that suites ask about: the user's own folder, or built once into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from diptych.backbones.assets import asset_path, cache_root
+from diptych.backbones.cache_folder import locked
+from diptych.data.builders.concept_gallery import GallerySource
+from diptych.data.builders.data_card import CARD_NAME, read_card
+from diptych.data.builders.easy_vqa import build_easy_vqa
+from diptych.data.builders.emoji import build_emoji
+from diptych.data.builders.image_qa import build_image_qa
+from diptych.data.samples import Sample, read_samples, sample_to_record
+from diptych.evaluate.suite import Example, Progress
+
+EMOJI_ASSETS = ("openmoji", "fluent-emoji-3d", "emojibase-data")
+EASY_VQA_ASSETS = ("easy-vqa",)
+
+
+def find_emoji_set(data: Path | None, progress: Progress) -> Path:
+    """Every emoji in two styles, as `diptych data build emoji` makes it."""
+    return _find("emoji", data, lambda out: _build_emoji(out, progress))
+
+
+def find_image_qa(data: Path | None, progress: Progress) -> Path:
+    """Questions on emoji and scenes, as `diptych data build image-qa` makes them."""
+    return _find("image-qa", data, lambda out: _build_image_qa(out, progress))
+
+
+def find_easy_vqa(data: Path | None, progress: Progress) -> Path:
+    """easy-VQA, as `diptych data build easy-vqa` makes it."""
+    folder = lambda: asset_path("easy-vqa")  # noqa: E731
+    return _find("easy-vqa", data, lambda out: build_easy_vqa(out, easy_vqa_folder=folder(), progress=progress))
+
+
+def read_questions(folder: Path, splits: tuple[str, ...], kind_of: Callable[[Sample], str]) -> list[Example]:
+    """The samples of some splits of a built set whose answer is text, each with its kind of question. An id follows
+    from all that is said and shown (pictures are named by their content)."""
+    examples = []
+    for split in splits:
+        path = folder / f"{split}.jsonl"
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no {path.name}; give another folder (--data), or none to have it built")
+        examples += [_question(folder, split, sample, kind_of(sample)) for sample in read_samples(path)]
+    return examples
+
+
+def _question(folder: Path, split: str, sample: Sample, kind: str) -> Example:
+    record = sample_to_record(sample)
+    digest = hashlib.sha256(json.dumps([record["messages"], record["images"]]).encode()).hexdigest()
+    choices = sample.meta.get("words", ())
+    return Example(
+        id=f"{split}/{digest[:16]}",
+        messages=sample.messages[:-1],
+        images=tuple(folder / image for image in sample.images),
+        reference=str(sample.messages[-1].parts[0]),
+        kind=kind,
+        choices=tuple(choices),
+    )
+
+
+def _find(name: str, data: Path | None, build: Callable[[Path], object]) -> Path:
+    """The user's folder, checked for a card; otherwise the set in the cache, built where it is not there. Several
+    processes build it once."""
+    if data is not None:
+        read_card(data)
+        return data
+    folder = cache_root() / "suites" / name
+    if not (folder / CARD_NAME).is_file():
+        with locked(folder.with_name(f".{name}.lock")):
+            build(folder)
+    return folder
+
+
+def _build_emoji(out: Path, progress: Progress) -> None:
+    openmoji, fluent, emojibase = (asset_path(name) for name in EMOJI_ASSETS)
+    build_emoji(out, openmoji_folder=openmoji, fluent_folder=fluent, emojibase_folder=emojibase, progress=progress)
+
+
+def _build_image_qa(out: Path, progress: Progress) -> None:
+    openmoji, fluent, emojibase = (asset_path(name) for name in EMOJI_ASSETS)
+    build_image_qa(out, GallerySource(openmoji, fluent, emojibase, progress=progress))

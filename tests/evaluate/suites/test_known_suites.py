@@ -1,0 +1,41 @@
+"""Laws of the list of suites: every name builds a suite of that name, and a name that is none is told the nearest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diptych.evaluate.suites.known_suites import SUITES, build_suites
+
+
+def test_every_name_builds_a_suite_of_that_name() -> None:
+    suites = build_suites(list(SUITES), {})
+    assert [suite.name for suite in suites] == list(SUITES)
+    for suite in suites:
+        assert suite.needs.abilities
+        assert suite.words.endswith(".")
+        assert len({metric.name for metric in suite.metrics}) == len(suite.metrics) > 0
+
+
+def test_a_given_folder_needs_no_embedded_pictures(tmp_path: Path) -> None:
+    for suite in build_suites(
+        ["emoji-vqa", "easy-vqa", "emoji-t2i", "reconstruction"],
+        dict.fromkeys(("emoji-vqa", "easy-vqa", "emoji-t2i", "reconstruction"), tmp_path),
+    ):
+        assert set(suite.needs.assets) <= {"efficientnet-lite0"}
+
+
+@pytest.mark.parametrize(
+    ("names", "data", "says"),
+    [
+        (["emoji-vqs"], [], "did you mean emoji-vqa"),
+        (["imagenet"], [], "there are: emoji-vqa, easy-vqa"),
+        ([], [], "no suite is named"),
+        (["language", "language"], [], "one suite twice"),
+        (["language"], ["emoji-vqa"], "given for emoji-vqa, which --suite does not name"),
+    ],
+)
+def test_a_wrong_name_is_told(tmp_path: Path, names: list[str], data: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        build_suites(names, dict.fromkeys(data, tmp_path))
