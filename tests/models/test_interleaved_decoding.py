@@ -107,7 +107,8 @@ def test_guidance_in_feature_space_equals_the_reference(morph: VPiTMorph) -> Non
     options: Any = {"stops": set(), "max_new_tokens": 5, "generation_mode": "image"}
     guided = decode_interleaved(model, plain, unconditional=empty, visual_guidance_scale=2.0, **options)
     for prompt, without, pieces in zip(plain, empty, guided, strict=True):
-        assert_same(pieces, reference(model, prompt, ["image"], without=without))
+        # Each token fed back is twice one minus the other: rounding grows threefold with every one of the four.
+        assert_same(pieces, reference(model, prompt, ["image"], without=without), tolerance=1e-4)
     with pytest.raises(ValueError, match="unconditional prompt for every prompt"):
         decode_interleaved(model, plain, visual_guidance_scale=2.0, **options)
 
