@@ -40,7 +40,7 @@ th { color: var(--soft); font-weight: 500; font-size: 14px; }
 .pair span { display: flex; flex-direction: column; } .pair small { font-size: 11px; line-height: 14px; }
 figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere; }
 .cards figcaption { margin-top: 5px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 20px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 20px; }
 .charts figure { margin: 0; } .chart { width: 100%; height: auto; }
 .chart .line { fill: none; stroke: var(--line); stroke-width: 2; stroke-linejoin: round; }
 .chart .faint { fill: none; stroke: var(--line); stroke-width: 1; opacity: .3; }

@@ -96,7 +96,8 @@ def _suite(result: SuiteResult, folder: Path) -> str:
     parts = [paragraph(result.suite.words)]
     if result.by_kind:
         parts.append(_by_kind(result))
-    parts += [_spread(result, metric) for metric in result.suite.metrics if metric.unit != "share"]
+    if charts := "".join(_spread(result, metric) for metric in result.suite.metrics if metric.unit != "share"):
+        parts.append(f'<div class="charts">{charts}</div>')
     pairs = list(zip(result.examples, result.rows, strict=True))
     if any(row.images or example.images for example, row in pairs):
         shown = sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].id.encode()).digest())[:NUM_SHOWN]
@@ -139,7 +140,7 @@ def _spread(result: SuiteResult, metric: Metric) -> str:
         x_label="per cent of the examples",
         y_label=metric.unit or metric.words,
     )
-    return f'<div class="charts"><figure><figcaption>{text(metric.words)}, sorted</figcaption>{chart}</figure></div>'
+    return f"<figure><figcaption>{text(metric.words)}, sorted</figcaption>{chart}</figure>"
 
 
 def _worst(pairs: Sequence[tuple[Example, Row]], metric: Metric) -> list[tuple[Example, Row]]:
