@@ -51,4 +51,7 @@ def test_sets_are_built_of_named_packages_alone() -> None:
             named |= {argument.value} if isinstance(argument, ast.Constant) else set()
     assert named == OF_SETS
     users = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if "asset_path(" in path.read_text()}
-    assert {path for path in users if not path.startswith(("backbones/", "evaluate/"))} == {"commands/datasets.py", "studies/demo.py"}
+    assert {path for path in users if not path.startswith(("backbones/", "evaluate/"))} == {
+        "commands/datasets.py",
+        "studies/demo.py",
+    }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diptych.commands.morph_options import LanguageModel, PixelDecoderName, TrustRemoteCode
 from diptych.commands.output_folder import prepare_output
 
 if TYPE_CHECKING:
@@ -44,15 +45,9 @@ def evaluate(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="A B", help="Two folders of diptych eval: B against A, paired.")
     ] = None,
-    language_model: Annotated[
-        str | None, typer.Option(help="Where the base language model lies, if not where the morph says.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code from the language model's repository, if it has some.")
-    ] = False,
-    pixel_decoder: Annotated[
-        str | None, typer.Option(help="Of a VPiT morph: draw with this pixel decoder in place of its own.")
-    ] = None,
+    language_model: LanguageModel = None,
+    trust_remote_code: TrustRemoteCode = False,
+    pixel_decoder: PixelDecoderName = None,
 ) -> None:
     """Put suites to a morph; each score comes with its interval, its baselines and what it was made with.
 

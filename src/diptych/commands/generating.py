@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from diptych.commands.morph_options import LanguageModel, PixelDecoderName, TrustRemoteCode
 from diptych.commands.output_folder import prepare_output
 
 
@@ -62,15 +63,9 @@ def generate(
             "otherwise in images."
         ),
     ] = Mode.auto,
-    language_model: Annotated[
-        str | None, typer.Option(help="Where the base language model lies, if not where the morph says.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code from the language model's repository, if it has some.")
-    ] = False,
-    pixel_decoder: Annotated[
-        str | None, typer.Option(help="Of a VPiT morph: draw with this pixel decoder in place of its own.")
-    ] = None,
+    language_model: LanguageModel = None,
+    trust_remote_code: TrustRemoteCode = False,
+    pixel_decoder: PixelDecoderName = None,
 ) -> None:
     """Draw images from a prompt; with --image, answer in text. Writes into --out, and prints texts and images' paths in
     the order of the answer.
