@@ -175,7 +175,8 @@ def _visual_tokens(evaluation: Evaluation) -> list[TableSection]:
     if not rows:
         return []
     words = (
-        "Each visual token is predicted from those predicted before it. Cosine: to the real picture's visual tokens. "
+        "Each visual token is predicted from the prompt and from what the recipe shows of those predicted before it, "
+        "never from real ones. Cosine: to the real picture's visual tokens. "
         "First, and among the first five: of all real pictures of the style, by the same cosine. What was trained on "
         "is memory; the other rows are what it makes of requests that it never met."
     )

@@ -1,5 +1,5 @@
 """Scores of a VPiT morph before any pixel: are generated visual tokens those of the right picture, and how far beyond
-what was trained on? Free running, that is, each visual token predicted from those predicted before."""
+what was trained on? Free running, that is, no real visual token is shown."""
 
 from __future__ import annotations
 
