@@ -77,7 +77,6 @@ def main() -> None:
     parser.add_argument("--wall", action="store_true", help="seconds of the clock on the wall")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    torch.set_num_threads(2)
     clock = time.perf_counter if options.wall else time.process_time
     sampling = Sampling(num_inference_steps=options.num_inference_steps)
     morph, stamp = load_evaluated(options.morph, sampling=sampling)

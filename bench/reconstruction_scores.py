@@ -23,10 +23,11 @@ from diptych.backbones.autoencoder import load_autoencoder
 from diptych.backbones.vision import load_image_encoder
 from diptych.data.contact_sheet import draw_image_grid
 from diptych.data.images import image_to_tensor, tensor_to_image
+from diptych.evaluate.emoji_gallery import ENCODER, compare_with_gallery, read_combinations
 from diptych.evaluate.retrieval import retrieval_score
 from diptych.models.pixel_decoder import load_pixel_decoder
 from diptych.nn.connector import reduce_tokens
-from diptych.studies.demo_evaluation import ENCODER, choose_combinations, compare_with_gallery, read_combinations
+from diptych.studies.demo_evaluation import choose_combinations
 from paired import print_table
 
 

@@ -20,16 +20,16 @@ from PIL import Image
 
 from diptych.backbones.vision import load_image_encoder
 from diptych.diffusion.sampler import SAMPLERS
-from diptych.evaluate.retrieval import retrieval_score
-from diptych.models.checkpoint import load_morph
-from diptych.studies.demo_evaluation import (
+from diptych.evaluate.emoji_gallery import (
     BATCH_SIZE,
     ENCODER,
     Combination,
-    choose_combinations,
     compare_with_gallery,
     read_combinations,
 )
+from diptych.evaluate.retrieval import retrieval_score
+from diptych.models.checkpoint import load_morph
+from diptych.studies.demo_evaluation import choose_combinations
 from paired import print_table
 
 CONFIGURATIONS = ("euler:30", "euler:20", "euler:10", "euler:5", "euler:3", "heun:15", "heun:10", "heun:5", "heun:3")

@@ -10,7 +10,7 @@ import pytest
 
 import diptych
 from diptych.commands import datasets
-from diptych.studies import demo
+from diptych.data.builders.emoji import PACKAGES
 
 SOURCE = Path(diptych.__file__).parent
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -44,7 +44,7 @@ def test_nothing_that_makes_or_reads_training_data_names_it() -> None:
 
 def test_sets_are_built_of_named_packages_alone() -> None:
     """Each package that a builder is given stands here; another is to be thought about, and its cards with it."""
-    named = {*demo.ASSETS, *datasets._EMOJI_ASSETS.values(), *datasets._CLIP_ASSETS}
+    named = {*PACKAGES.values(), *datasets._CLIP_ASSETS}
     for node in ast.walk(ast.parse(Path(datasets.__file__).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "asset_path":
             (argument,) = node.args

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from diptych.backbones.tiny_language import build_tiny_language_model
 from diptych.config import load_recipe
+from diptych.evaluate.emoji_gallery import read_combinations
 from diptych.models.checkpoint import load_morph
 from diptych.studies import demo, demo_evaluation
 from diptych.studies.demo import demo_recipe, find_recipe, run_demo
-from diptych.studies.demo_evaluation import read_combinations
 from diptych.train.log import read_log
 from emoji_packages import FOLDERS, NAMES, entry, write_packages
 

@@ -26,15 +26,12 @@ def build_emoji(
     ] = None,
 ) -> None:
     """Emoji in two styles (Fluent 3D, OpenMoji flat) with names, tags and questions; some style of some is held out."""
-    from diptych.backbones.assets import asset_path
     from diptych.data.builders.emoji import build_emoji as build
 
     with progress_bars() as report:
         built = build(
             out,
-            openmoji_folder=asset_path("openmoji"),
-            fluent_folder=asset_path("fluent-emoji-3d"),
-            emojibase_folder=asset_path("emojibase-data"),
+            **_emoji_folders(),
             num_concepts=num_concepts,
             num_unseen=num_unseen,
             prompt_kinds=tuple(prompt_kind or ["name"]),
@@ -57,11 +54,6 @@ def build_emoji_tasks(
     print(f"{built.summary()}; what is in it: {out / 'card.md'}")
 
 
-_EMOJI_ASSETS = {
-    "openmoji_folder": "openmoji",
-    "fluent_folder": "fluent-emoji-3d",
-    "emojibase_folder": "emojibase-data",
-}
 _CLIP_ASSETS = tuple(f"fluent-emoji-anim-{number}" for number in range(1, 5))
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 NumSamples = Annotated[int, typer.Option(min=1, help="Training samples; a tenth as many in each held-out file.")]
@@ -71,11 +63,16 @@ PerClip = Annotated[int, typer.Option(min=1, help="Samples tried at each clip.")
 
 
 def _gallery_source(num_concepts: int, report: Callable[[str, int, int], None]) -> Any:
-    from diptych.backbones.assets import asset_path
     from diptych.data.builders.concept_gallery import GallerySource
 
-    folders: dict[str, Any] = {name: asset_path(asset) for name, asset in _EMOJI_ASSETS.items()}
-    return GallerySource(**folders, num_concepts=num_concepts, progress=report)
+    return GallerySource(**_emoji_folders(), num_concepts=num_concepts, progress=report)
+
+
+def _emoji_folders() -> dict[str, Any]:
+    from diptych.backbones.assets import asset_path
+    from diptych.data.builders.emoji import PACKAGES
+
+    return {argument: asset_path(name) for argument, name in PACKAGES.items()}
 
 
 def _clip_source(num_clips: int, report: Callable[[str, int, int], None]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -67,12 +67,18 @@ class Mixture:
         """Draws after which every source that is not through has had exactly its weight."""
         return sum(self.weights) * self.run_length
 
+    @cached_property
+    def _ends(self) -> tuple[int | None, ...]:
+        """Turns of each source after which it is through."""
+        turns = tuple(draws and -(-draws // self.run_length) for draws in self.num_draws)
+        return turns or (None,) * len(self.weights)
+
     def pick(self, draw: int) -> tuple[int, int, int]:
         """(draw, source, index of the sample in its source) of the draw-th sample of the run, draw >= 0."""
         if draw < 0:
             raise ValueError(f"draw {draw} is negative; the stream of samples starts at 0")
         turn, offset = divmod(draw, self.run_length)
-        ends = tuple(draws and -(-draws // self.run_length) for draws in self.num_draws) or (None,) * len(self.weights)
+        ends = self._ends
         phases, cycle = _phases(self.weights, ends)
         repeat, turn = divmod(turn, cycle) if cycle else (0, turn)
         phase = phases[bisect_right(phases, turn, key=lambda own: own.start) - 1]
@@ -96,7 +102,7 @@ def build_mixture(recipe: Recipe, num_samples: tuple[int, ...], *, num_tokens: C
     weights = tuple(source.weight for source in recipe.data.sources)
     in_order = tuple(source.is_stream for source in recipe.data.sources)
     num_draws: list[int | None] = []
-    for source, (config, count) in enumerate(zip(recipe.data.sources, num_samples, strict=False)):
+    for source, (config, count) in enumerate(zip(recipe.data.sources, num_samples, strict=True)):
         draws = None if config.epochs is None else max(1, round(config.epochs * count))
         if config.tokens is not None:
             if recipe.method not in METHODS_WITH_TOKENS:

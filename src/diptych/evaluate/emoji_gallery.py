@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from diptych.data.builders.data_card import read_card
 from diptych.data.images import image_to_tensor, open_image
 from diptych.data.samples import Message, Sample, read_samples
 from diptych.evaluate.retrieval import PooledEncoder, embed_images, retrieval_ranks
+from diptych.evaluate.suite import Progress
 
-Progress = Callable[[str, int, int], None]
 ENCODER = "efficientnet-lite0"
 """What judges drawings."""
 BATCH_SIZE = 50

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,8 +19,7 @@ from diptych.evaluate.answering import answer_in_text
 from diptych.evaluate.naming import is_named
 from diptych.evaluate.retrieval import PooledEncoder, embed_images, retrieval_ranks, retrieval_score
 from diptych.evaluate.scores import Score, share
-
-Progress = Callable[[str, int, int], None]
+from diptych.evaluate.suite import Progress
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from diptych.backbones.assets import asset_path
 from diptych.backbones.language import LanguageModel
 from diptych.backbones.weight_hash import hash_folder
 from diptych.config import Recipe, load_recipe
-from diptych.data.builders.emoji import build_emoji
+from diptych.data.builders.emoji import PACKAGES, build_emoji
 from diptych.evaluate.machine import describe_machine
 from diptych.evaluate.report import format_share, render_report
 from diptych.models.accounts.width_matching import match_widths
@@ -29,7 +29,6 @@ from diptych.train.log import read_log
 from diptych.train.loop import run_training
 from diptych.train.progress import format_seconds
 
-ASSETS = ("openmoji", "fluent-emoji-3d", "emojibase-data")
 NUM_CONCEPTS = 200
 NUM_UNSEEN = {"xfusion": 0, "vpit": 20}
 """Concepts more that training never shows, of each method that the demo knows."""
@@ -51,7 +50,7 @@ def run_demo(
     Whatever is there already is not done again: data, checkpoints (training resumes), a morph that was trained to its
     end with the same settings. Ctrl-C keeps what was learnt and gives 130. `out`: None is the method's recipe's own
     folder. `overrides`: `key=value` of the recipe.
-    `asset_folders`: in place of the fetched packages of ASSETS. `encoder`: in place of EfficientNet-Lite0.
+    `asset_folders`: in place of the fetched packages, by their names. `encoder`: in place of EfficientNet-Lite0.
     Raises ValueError for whatever the user can mend.
     """
     recipe = demo_recipe(out, method=method, minutes=minutes, overrides=overrides)
@@ -73,13 +72,13 @@ def _run(
     encoder: Any,
 ) -> int:
     display.stage(f"images: {num_concepts} concepts in two styles")
-    folders = asset_folders or {name: asset_path(name) for name in ASSETS}
+    folders: dict[str, Any] = {
+        argument: asset_folders[name] if asset_folders else asset_path(name) for argument, name in PACKAGES.items()
+    }
     with display.progress() as progress:
         built = build_emoji(
             out / "data",
-            openmoji_folder=folders["openmoji"],
-            fluent_folder=folders["fluent-emoji-3d"],
-            emojibase_folder=folders["emojibase-data"],
+            **folders,
             num_concepts=num_concepts,
             num_unseen=NUM_UNSEEN[recipe.method],
             progress=progress,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,11 @@ from diptych.evaluate.machine import describe_machine
 from diptych.evaluate.naming import ask_about_images, is_named
 from diptych.evaluate.retrieval import retrieval_score
 from diptych.evaluate.scores import Score, share
+from diptych.evaluate.suite import Progress
 from diptych.models.accounts.recipe_account import account_recipe
 from diptych.settings import SampleConfig
 from diptych.studies.visual_token_evaluation import VisualScore, evaluate_visual_tokens
 
-Progress = Callable[[str, int, int], None]
 QUESTION = QUESTIONS[0]
 GOALS = {
     "xfusion": {"retrieval_top1": 0.75, "retrieval_top5": 0.92, "naming_exact": 0.95},

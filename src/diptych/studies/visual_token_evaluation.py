@@ -18,9 +18,9 @@ from diptych.data.builders.emoji_paraphrases import PARAPHRASES
 from diptych.data.samples import Sample, read_samples
 from diptych.evaluate.retrieval import retrieval_ranks, retrieval_score
 from diptych.evaluate.scores import Mean, Score, mean
+from diptych.evaluate.suite import Progress
 from diptych.models.encoded_images import image_features
 
-Progress = Callable[[str, int, int], None]
 KINDS = {
     "trained": "names that were trained on",
     "held_out": "names in a style never shown for the concept",

@@ -43,6 +43,12 @@ UNSEEN_SPLITS = {
     "unseen_draw.jsonl": "text to image; concepts that training shows in neither style",
     "unseen_read.jsonl": "image to text; the same concepts",
 }
+PACKAGES = {
+    "openmoji_folder": "openmoji",
+    "fluent_folder": "fluent-emoji-3d",
+    "emojibase_folder": "emojibase-data",
+}
+"""Embedded packages that sets of emoji are built of, by the argument that takes their folder."""
 _BUILDER_VERSION = 2
 """Counts on whenever the same settings would give other files."""
 _NUM_TAGS = 3

@@ -6,18 +6,19 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from diptych.backbones.assets import asset_path, cache_root
 from diptych.backbones.cache_folder import locked
 from diptych.data.builders.concept_gallery import GallerySource
 from diptych.data.builders.data_card import CARD_NAME, read_card
 from diptych.data.builders.easy_vqa import build_easy_vqa
-from diptych.data.builders.emoji import build_emoji
+from diptych.data.builders.emoji import PACKAGES, build_emoji
 from diptych.data.builders.image_qa import build_image_qa
 from diptych.data.samples import Sample, read_samples, sample_to_record
 from diptych.evaluate.suite import Example, Progress
 
-EMOJI_ASSETS = ("openmoji", "fluent-emoji-3d", "emojibase-data")
+EMOJI_ASSETS = tuple(PACKAGES.values())
 EASY_VQA_ASSETS = ("easy-vqa",)
 
 
@@ -77,10 +78,12 @@ def _find(name: str, data: Path | None, build: Callable[[Path], object]) -> Path
 
 
 def _build_emoji(out: Path, progress: Progress) -> None:
-    openmoji, fluent, emojibase = (asset_path(name) for name in EMOJI_ASSETS)
-    build_emoji(out, openmoji_folder=openmoji, fluent_folder=fluent, emojibase_folder=emojibase, progress=progress)
+    build_emoji(out, **_emoji_folders(), progress=progress)
 
 
 def _build_image_qa(out: Path, progress: Progress) -> None:
-    openmoji, fluent, emojibase = (asset_path(name) for name in EMOJI_ASSETS)
-    build_image_qa(out, GallerySource(openmoji, fluent, emojibase, progress=progress))
+    build_image_qa(out, GallerySource(**_emoji_folders(), progress=progress))
+
+
+def _emoji_folders() -> dict[str, Any]:
+    return {argument: asset_path(name) for argument, name in PACKAGES.items()}
