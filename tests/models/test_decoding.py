@@ -118,6 +118,52 @@ def test_text_alone_is_answered_by_the_language_model_itself() -> None:
     assert decode_text(model, [Sequence((text(20, 21, 22),))], tokenizer=TOKENIZER, max_new_tokens=NEW) == [expected]
 
 
+UNEQUAL = [Sequence((text(*range(20, 20 + length)),)) for length in (3, 9, 1, 6)]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral with a window"])
+def test_text_alone_of_unequal_length_in_one_batch_equals_one_by_one(family: str) -> None:
+    """In float32 to 1e-5 (the worst of these: 5e-6), so that the tokens are the same; one call answers all."""
+    options = {"sliding_window": 4} if "window" in family else {}
+    language = build_language(family.split()[0], **options)
+    model = build_xfusion(family.split()[0], language=language)
+    logits: list[torch.Tensor] = []
+    language.model.register_forward_hook(lambda module, args, output: logits.append(output.logits[:, -1]))
+
+    def answer(prompts: list[Sequence]) -> tuple[list[str], torch.Tensor]:
+        logits.clear()
+        answers = decode_text(model, prompts, tokenizer=TOKENIZER, max_new_tokens=NEW)
+        return answers, torch.stack(logits, dim=1)
+
+    batched, all_logits = answer(UNEQUAL)
+    for index, prompt in enumerate(UNEQUAL):
+        (alone,), own_logits = answer([prompt])
+        assert batched[index] == alone
+        steps = own_logits.shape[1]
+        torch.testing.assert_close(all_logits[index : index + 1, :steps], own_logits, atol=1e-5, rtol=0)
+
+
+def test_sampled_text_does_not_depend_on_its_batch() -> None:
+    """Nor on when the others end; what stands behind an end token is the batch's filling."""
+    model = build_xfusion()
+    options: dict[str, Any] = {"tokenizer": TOKENIZER, "max_new_tokens": 120, "do_sample": True, "temperature": 2.0}
+    state = torch.get_rng_state()
+    calls: list[int] = []
+    model.text_tower.language_model.register_forward_hook(lambda *_: calls.append(1))
+    batched = decode_text(model, UNEQUAL, seed=1, **options)
+    assert len(calls) <= 120, "all answers share each step"
+    assert torch.equal(torch.get_rng_state(), state)
+    calls.clear()
+    alone, steps = [], []
+    for prompt in UNEQUAL:
+        alone += decode_text(model, [prompt], seed=1, **options)
+        steps.append(len(calls))
+        calls.clear()
+    assert batched == alone
+    assert min(steps) < max(steps), "some end early"
+    assert batched != decode_text(model, UNEQUAL, seed=2, **options)
+
+
 def test_an_answer_beyond_the_sliding_window_is_refused() -> None:
     language = build_language("mistral", sliding_window=12)
     model = build_xfusion("mistral", language=language)

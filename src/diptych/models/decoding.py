@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -37,53 +38,63 @@ def decode_text(
     context_features [Ic, n, F]: of all prompts' images, in order, where the tower reads features.
     """
     stops = stop_ids(model.text_tower.language_model, tokenizer)
-    continued: dict[int, list[int]] = {}
     with_images = [i for i, prompt in enumerate(prompts) if prompt.images]
+    without = [i for i, prompt in enumerate(prompts) if not prompt.images]
+    how = (stops, max_new_tokens, do_sample, temperature, top_p, seed)
+    continued: dict[int, list[int]] = {}
     if with_images:
-        ids = _decode_routed(
-            model,
-            [prompts[i] for i in with_images],
-            stops,
-            max_new_tokens,
-            do_sample,
-            temperature,
-            top_p,
-            seed,
-            context_features,
-        )
+        ids = _decode_routed(model, [prompts[i] for i in with_images], *how, context_features)
         continued |= dict(zip(with_images, ids, strict=True))
-    for i, prompt in enumerate(prompts):
-        if not prompt.images:
-            with torch.random.fork_rng(enabled=do_sample):
-                if do_sample:
-                    torch.manual_seed(seed)
-                continued[i] = _decode_plain(model, prompt, stops, max_new_tokens, do_sample, temperature, top_p)
+    if without:
+        ids = _decode_plain(model, [prompts[i] for i in without], *how)
+        continued |= dict(zip(without, ids, strict=True))
     return [tokenizer.decode(continued[i], skip_special_tokens=True).strip() for i in range(len(prompts))]
+
+
+class _DrawnTokens:
+    """Of each row's logits what one token leaves: that which `choose_tokens` draws with the row's own generator.
+
+    `generate` draws for all rows together, so that what one prompt is answered would depend on the others.
+    """
+
+    def __init__(self, temperature: float, top_p: float, generators: list[torch.Generator]) -> None:
+        self.temperature, self.top_p, self.generators = temperature, top_p, generators
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        del input_ids
+        drawn = choose_tokens(scores, True, self.temperature, self.top_p, self.generators)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
 
 
 def _decode_plain(
     model: XFusionModel,
-    prompt: Sequence,
+    prompts: list[Sequence],
     stops: set[int],
     max_new_tokens: int,
     do_sample: bool,
     temperature: float,
     top_p: float,
-) -> list[int]:
-    """Text alone is the language model's own affair."""
-    ids = [token for span in prompt.spans if isinstance(span, TextSpan) for token in span.token_ids]
-    inputs = torch.tensor([ids], device=model.text_tower.language_model.device)
-    sampling = {"temperature": temperature, "top_p": top_p} if do_sample else {"temperature": None, "top_p": None}
-    out = model.text_tower.language_model.generate(
+    seed: int,
+) -> list[list[int]]:
+    """Text alone is the language model's own affair: one call of its `generate`, shorter prompts filled up in front."""
+    language_model, fill = model.text_tower.language_model, min(stops)
+    runs = [[t for span in prompt.spans if isinstance(span, TextSpan) for t in span.token_ids] for prompt in prompts]
+    longest = max(map(len, runs))
+    inputs = torch.tensor([[fill] * (longest - len(run)) + run for run in runs], device=language_model.device)
+    lengths = torch.tensor([[len(run)] for run in runs], device=language_model.device)
+    drawn: Any = [_DrawnTokens(temperature, top_p, row_generators(len(runs), seed))] if do_sample else []
+    out = language_model.generate(
         input_ids=inputs,
-        attention_mask=torch.ones_like(inputs),
+        attention_mask=(torch.arange(longest, device=inputs.device) >= longest - lengths).long(),
         max_new_tokens=max_new_tokens,
-        do_sample=do_sample,
+        do_sample=False,  # the likeliest token, which is the drawn one where others are left out
+        temperature=None,
+        top_p=None,
+        logits_processor=drawn,
         eos_token_id=sorted(stops),
-        pad_token_id=min(stops),
-        **sampling,
+        pad_token_id=fill,
     )
-    return out[0, len(ids) :].tolist()
+    return [list(takewhile(lambda token: token not in stops, answer)) for answer in out[:, longest:].tolist()]
 
 
 def _decode_routed(
