@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -17,6 +17,8 @@ HUB_FILES: tuple[str, ...] = ("*.json", "*.safetensors", "*.txt", "*.model", "*.
 HUB_CODE = "*.py"
 HUB_DUPLICATES = ("*/*", "consolidated*")
 """The same weights once more in another format, as some repositories hold them."""
+ANSWER_SECONDS = 5.0
+"""So long the Hub has to say whether it has a repository."""
 
 
 @contextmanager
@@ -75,15 +77,39 @@ def find_folder(
         return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(but_not) or None))
     except HFValidationError as error:
         raise ValueError(f"{what} {name!r} is neither a folder nor a Hugging Face id{hint}") from error
-    # Whatever the Hub's client meets (no network, no such id, a gated one, a full disk) is an OSError or of httpx.
     except Exception as error:
-        if not isinstance(error, OSError) and not type(error).__module__.startswith(("httpx", "huggingface_hub")):
+        if not is_of_the_hub(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{what} {name!r} is no folder and could not be fetched from the Hugging Face Hub: {reason}{hint}. "
             "Check the name and the network, or give the folder of a saved model"
         ) from error
+
+
+def is_of_the_hub(error: Exception) -> bool:
+    """Whatever the Hub's client meets (no network, no such id, a gated one, a full disk) is an OSError or of httpx."""
+    return isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "huggingface_hub"))
+
+
+def fetch_file(name: str, path: str) -> Path:
+    """One small file of a repository of the Hub, or where the Hub does not answer, as it was fetched before.
+
+    The Hub is asked for the repository once: `hf_hub_download` asks six times, for half a minute, before it says that
+    there is no network, and whoever misspelt a name waits for it. Raises what the Hub's client raises.
+    """
+    try:
+        HfApi().model_info(name, timeout=ANSWER_SECONDS)
+    except (HFValidationError, RepositoryNotFoundError):
+        raise
+    except Exception as error:
+        if not is_of_the_hub(error):
+            raise
+        try:
+            return Path(hf_hub_download(name, path, local_files_only=True))
+        except OSError:
+            raise error from None
+    return Path(hf_hub_download(name, path))
 
 
 def load_pretrained(auto_class: Any, folder: Path, *, name: str, what: str, **options: Any) -> Any:

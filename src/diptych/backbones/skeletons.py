@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from diptych.backbones.autoencoder import EMBEDDED as EMBEDDED_AUTOENCODERS
 from diptych.backbones.autoencoder import PIXELS, Autoencoder, PixelSpace
 from diptych.backbones.efficientnet_lite import EfficientNetLite0
 from diptych.backbones.focus_vit import PREPROCESSING
-from diptych.backbones.hub_loading import quiet_diffusers
+from diptych.backbones.hub_loading import fetch_file, is_of_the_hub, quiet_diffusers
 from diptych.backbones.known_shapes import DIFFUSION_SHAPES, ENCODER_SHAPES, LANGUAGE_SHAPES
 from diptych.backbones.vision import (
     FOCUS_VIT_LAYER,
@@ -125,13 +125,12 @@ def _file(name: str, path: str, *, what: str, known: Mapping[str, Any] | None = 
     try:
         if folder.is_dir():
             raise ValueError(f"{folder} has no {path}")
-        return Path(hf_hub_download(name, path))
+        return fetch_file(name, path)
     except Exception as error:
-        if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith(
-            ("httpx", "huggingface_hub")
-        ):
+        if not isinstance(error, ValueError) and not is_of_the_hub(error):
             raise
-        hint = f", or one of: {', '.join(known)}" if known else ""
+        near = difflib.get_close_matches(name, known or (), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f", or one of: {', '.join(known)}" if known else ""
         raise ValueError(
             f"the config of {what} is in no folder here and could not be fetched: {_first_line(error)}; "
             f"give a folder or a Hugging Face id{hint}"
