@@ -134,6 +134,63 @@ def test_a_request_s_image_is_opened_once(folder: Path, monkeypatch: pytest.Monk
     assert opened == pictures
 
 
+class CountingAutoencoder(FakeAutoencoder):
+    """Remembers how many images it was given."""
+
+    def __init__(self) -> None:
+        self.num_encoded = 0
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        self.num_encoded += len(images)
+        return super().encode(images)
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["encoded at once", "encoded when drawn"])
+def test_only_what_is_drawn_becomes_latents_and_only_what_is_read_features(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """Of two images that are read, one that is drawn, one that is drawn and read again."""
+    if is_large:
+        monkeypatch.setattr("diptych.models.training_sources.PREPARED_IMAGES", 0)
+    turns = [
+        [("user", "<image>\nWhat?"), ("assistant", "red")],
+        [("user", "<image>\nAnother."), ("assistant", "<image>")],
+        [("user", "Draw."), ("assistant", "<image>"), ("user", "What?"), ("assistant", "white")],
+    ]
+    images = [["red.png"], ["green.png", "blue.png"], ["white.png"]]
+    Image.new("RGB", (16, 16), "white").save(folder / "white.png")
+    lines = [
+        json.dumps({"messages": [{"role": role, "content": text} for role, text in turn], "images": own})
+        for turn, own in zip(turns, images, strict=True)
+    ]
+    (folder / "mixed.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = tiny_recipe(
+        data={"sources": [{"path": str(folder / "mixed.jsonl")}]},
+        image_input={"image_encoder": str(folder / "encoder")},
+        objective={"text_cond_dropout_prob": 1e-9},
+    )
+    autoencoder, encoder = CountingAutoencoder(), build_encoder()
+    num_read = []
+    features = encoder.features
+    monkeypatch.setattr(encoder, "features", lambda images: num_read.append(len(images)) or features(images))
+    morph = build_morph(recipe, language=build_language(), autoencoder=autoencoder, encoder=encoder, cached=False)
+    training = XFusionTraining(recipe, morph)
+    batch = training.build_batch([(0, 0, 0), (1, 0, 1), (2, 0, 2)], seed=0)
+    assert autoencoder.num_encoded == 2
+    assert sum(num_read) == 3
+    assert len(batch.context_features) == 3
+    assert (~batch.batch.image_is_target).sum() == 3
+    for number, name in ((1, "blue"), (2, "white")):
+        (span,) = [
+            span for span in training._streams.get_or_make((0, number, False, False), dict).images if span.is_target
+        ]
+        assert torch.equal(span.image, training.latents.load(str(folder / f"{name}.png")))
+    question = [{"role": "user", "content": [Image.open(folder / "red.png"), "What?"]}]
+    morph.generate(question, max_new_tokens=2)
+    morph.generate(question, generation_mode="image", image_guidance_scale=2.0)
+    assert autoencoder.num_encoded == 2
+
+
 def test_noise_on_features_is_refused() -> None:
     with pytest.raises(ValueError, match="context_noise noises latents"):
         tiny_recipe(image_input={}, objective={"context_noise": 0.5})

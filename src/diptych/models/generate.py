@@ -56,6 +56,10 @@ class Morph:
         self.transformer_config = transformer_config
         self.recipe = recipe
         self.cache_dir = cache_dir
+        embedder = model.vision_tower.embedder
+        self.latent_shape = (embedder.latent_channels, embedder.latent_size, embedder.latent_size)
+        self.unread_latents = None if encoder is None else torch.zeros(self.latent_shape)
+        """In place of an image's latents where the tower reads its features."""
 
     @property
     def language_model(self) -> Any:
@@ -194,10 +198,8 @@ class Morph:
     ) -> list[Image.Image]:
         """Samples for each request an image of each of its numbers, which stand behind one prompt and do not see each
         other. All guidance shares a batch; clean states come once."""
-        tower = self.model.vision_tower
-        embedder = tower.embedder
-        shape = (embedder.latent_channels, embedder.latent_size, embedder.latent_size)
-        target = ImageSpan(torch.zeros(shape), tower.num_image_tokens, is_target=True)
+        shape = self.latent_shape
+        target = ImageSpan(torch.zeros(shape), self.model.vision_tower.num_image_tokens, is_target=True)
         by_images = image_scale != 1 and any(holds_images(request.messages) for request, _ in jobs)
         forms = [
             guided_forms(request.messages, negative_prompt=negative_prompt, by_text=scale != 1, by_images=by_images)
@@ -245,26 +247,24 @@ class Morph:
         messages, pictures = read_conversation(conversation, self._prepare)
         if not pictures:
             return Request(messages, [], [])
-        pixels, seen = (torch.stack(kind) for kind in zip(*pictures, strict=True))
-        latents = list(self.autoencoder.encode(pixels).cpu())
-        if self.encoder is None:
-            return Request(messages, latents, [])
+        seen = torch.stack(pictures)
+        if self.encoder is None or self.unread_latents is None:
+            return Request(messages, list(self.autoencoder.encode(seen).cpu()), [])
         features = reduce_tokens(self.encoder.features(seen), self.model.vision_tower.embedder.num_patches)
-        return Request(messages, latents, list(features.cpu()))
+        return Request(messages, [self.unread_latents] * len(seen), list(features.cpu()))
 
-    def _prepare(self, picture: Image.Image) -> tuple[Tensor, Tensor]:
-        """Pixels for the autoencoder, and for the image encoder of a tower that reads features (otherwise the same)."""
-        pixels = image_to_tensor(picture, self.recipe.image_size)
+    def _prepare(self, picture: Image.Image) -> Tensor:
+        """Pixels for the autoencoder, or for the image encoder of a tower that reads features."""
         if self.encoder is None:
-            return pixels, pixels
+            return image_to_tensor(picture, self.recipe.image_size)
         own = self.encoder.preprocessing
-        return pixels, image_to_tensor(picture, own.image_size, fit=own.fit, interpolation=own.interpolation)
+        return image_to_tensor(picture, own.image_size, fit=own.fit, interpolation=own.interpolation)
 
 
 @dataclass(frozen=True)
 class Request:
-    """Messages with indices of images, and those images' clean latents [C, h, w]; features [n, F] of a tower that reads
-    them, otherwise none."""
+    """Messages with indices of images, and those images' clean latents [C, h, w]; for a tower that reads features
+    [n, F], these, and latents that say nothing."""
 
     messages: tuple[Message, ...]
     latents: list[Tensor]

@@ -7,6 +7,7 @@ holds them. Neither grows with the set: what is kept in memory of either is boun
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import TypeVar
 import torch
 
 from diptych.config import Recipe
-from diptych.data.bad_records import survey_images
+from diptych.data.bad_records import good_samples, survey_images
 from diptych.data.packing import Pick
 from diptych.data.recently_used import RecentlyUsed
-from diptych.data.samples import RecordError
+from diptych.data.samples import RecordError, Sample
 from diptych.data.sources import Source, open_sources
 from diptych.models.encoded_images import EncodedImages
 from diptych.sequence import ImageSpan
@@ -33,8 +34,28 @@ NO_IMAGE = torch.zeros(0)
 """In place of an image in a sequence of which only the length is asked."""
 _BYTES_PER_TOKEN = 48
 
+WantedImages = Callable[[Sample], Iterable[str]]
+"""The images of a sample that an encoder is to see."""
+
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+def all_images(sample: Sample) -> Iterable[str]:
+    """Read or drawn."""
+    return sample.images
+
+
+def drawn_images(sample: Sample) -> Iterable[str]:
+    """Those that are learnt to be drawn."""
+    return [sample.images[index] for index in sorted(sample.target_images())]
+
+
+def read_images(sample: Sample) -> Iterable[str]:
+    """Those that are read: all but a drawn one with nothing behind it."""
+    parts = [part for message in sample.messages for part in message.parts]
+    unread = sample.target_images() & set(parts[-1:])
+    return [image for index, image in enumerate(sample.images) if index not in unread]
 
 
 class TrainingSources:
@@ -48,17 +69,19 @@ class TrainingSources:
         index_dir = cache_dir / "indices" if cache_dir is not None else None
         self.samples = open_sources(recipe.data, index_dir=index_dir)
         self.images = survey_images(self.samples, max_bad_fraction=recipe.data.max_bad_fraction, index_dir=index_dir)
-        self._encoders: list[EncodedImages] = []
+        self._encoders: list[tuple[EncodedImages, WantedImages]] = []
 
     def num_samples(self) -> tuple[int, ...]:
         return tuple(map(len, self.samples))
 
-    def encode_with(self, *encoders: EncodedImages) -> None:
-        """From now on images are encoded with these as well; a small set's now."""
-        self._encoders += encoders
+    def encode_with(self, *encoders: EncodedImages, wanted: WantedImages = all_images) -> None:
+        """From now on samples' images, or the `wanted` ones of them, are encoded with these too; a small set's now."""
+        self._encoders += [(encoder, wanted) for encoder in encoders]
         if self.images is not None:
             everything = {image for images in self.images for image in images}
             if len(everything) <= PREPARED_IMAGES:
+                if wanted is not all_images:
+                    everything = {image for sample in self._good_samples() for image in wanted(sample)}
                 for encoder in encoders:
                     _prepare_what_can_be(encoder, everything)
                 self.flush()
@@ -66,21 +89,18 @@ class TrainingSources:
     def prepare(self, picks: Sequence[Pick]) -> None:
         """Encodes what the picks' samples show, so that the encoders' `load` is a look-up. Raises RecordError for a bad
         record too."""
-        self.encode([image for _, source, index in picks for image in self.samples[source][index].images])
+        samples = [self.samples[source][index] for _, source, index in picks]
+        for encoder, wanted in self._encoders:
+            _encode(encoder, [image for sample in samples for image in wanted(sample)])
 
     def encode(self, images: Sequence[str]) -> None:
-        """Raises RecordError for an image of which nothing can be made."""
-        for encoder in self._encoders:
-            try:
-                encoder.prepare(images)
-            except RecordError:
-                raise
-            except ValueError as error:
-                raise RecordError("image", str(error)) from error
+        """With all encoders. Raises RecordError for an image of which nothing can be made."""
+        for encoder, _ in self._encoders:
+            _encode(encoder, images)
 
     def flush(self) -> None:
         """Brings what was encoded to the disk; a warning where it cannot be written."""
-        for encoder in self._encoders:
+        for encoder, _ in self._encoders:
             try:
                 encoder.flush()
             except ValueError as error:  # the training is worth more than a cache
@@ -102,12 +122,25 @@ class TrainingSources:
             return [image for own in chosen for image in self.images[own]]
         return [i for own in chosen for index in self.spread(own, count) for i in self.samples[own][index].images]
 
+    def _good_samples(self) -> Iterable[Sample]:
+        for source in self.samples:
+            yield from (sample for sample in good_samples(source, Counter()) if isinstance(sample, Sample))
+
     @staticmethod
     def _is_good(samples: Source, index: int) -> bool:
         try:
             return bool(samples[index].messages)
         except RecordError:
             return False
+
+
+def _encode(encoder: EncodedImages, images: Sequence[str]) -> None:
+    try:
+        encoder.prepare(images)
+    except RecordError:
+        raise
+    except ValueError as error:
+        raise RecordError("image", str(error)) from error
 
 
 def _prepare_what_can_be(encoder: EncodedImages, images: set[str]) -> None:

@@ -24,7 +24,16 @@ from diptych.models.checkpoint import save_morph
 from diptych.models.encoded_images import EncodedImages, image_features, image_latents
 from diptych.models.generate import Morph
 from diptych.models.method import LossSum
-from diptych.models.training_sources import NO_IMAGE, TrainingSources, kept_lengths, kept_streams, some_usable
+from diptych.models.training_sources import (
+    NO_IMAGE,
+    TrainingSources,
+    all_images,
+    drawn_images,
+    kept_lengths,
+    kept_streams,
+    read_images,
+    some_usable,
+)
 from diptych.models.xfusion import Outputs
 from diptych.nn.alignment import alignment_loss
 from diptych.nn.visibility import RoutingPlan
@@ -77,7 +86,7 @@ class XFusionTraining(nn.Module):
         self.data = TrainingSources(recipe, cache_dir=morph.cache_dir)
         self.sources = self.data.samples
         self.latents = image_latents(morph.autoencoder, recipe.image_size, cache_dir=morph.cache_dir)
-        self.data.encode_with(self.latents)
+        self.data.encode_with(self.latents, wanted=all_images if morph.encoder is None else drawn_images)
         self.features = None
         if recipe.alignment is not None:
             self.loss_weights["align"] = recipe.alignment.weight
@@ -87,7 +96,7 @@ class XFusionTraining(nn.Module):
         if morph.encoder is not None:
             num_patches = morph.model.vision_tower.embedder.num_patches
             self.read_features = image_features(morph.encoder, num_patches, cache_dir=morph.cache_dir)
-            self.data.encode_with(self.read_features)
+            self.data.encode_with(self.read_features, wanted=read_images)
         self._streams, self._lengths = kept_streams(), kept_lengths()
         if recipe.vision_tower.init_from is None:
             self._standardise_text()
@@ -255,11 +264,17 @@ class XFusionTraining(nn.Module):
     def _build_stream(self, form: Form, load_image: Callable[[str], Tensor]) -> Stream:
         source, index, without_text, without_images = form
         with naming_sample(self.sources[source], index) as sample:
+            drawn = set(drawn_images(sample))
+            unread = self.morph.unread_latents
+
+            def load(image: str) -> Tensor:
+                return load_image(image) if unread is None or image in drawn else unread
+
             return build_sequence(
                 sample,
                 tokenizer=self.morph.tokenizer,
                 template=self.recipe.template,
-                load_image=load_image,
+                load_image=load,
                 num_image_tokens=self.model.vision_tower.num_image_tokens,
                 unconditional=without_text,
                 without_images=without_images,
