@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.config import Recipe, build_recipe, load_recipe
+from diptych.config import HEEDED_BY, Recipe, build_recipe, load_recipe
 from diptych.settings import Settings
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -188,12 +188,51 @@ def test_overrides_reach_into_lists(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["alignment={image_encoder: x, layer: 1}", "image_input={image_encoder: x}", "vision_tower.layers=[1]"]
+    ("method", "override", "said"),
+    [
+        ("vpit", "alignment={image_encoder: x, layer: 1}", "alignment is of method xfusion"),
+        ("vpit", "image_input={image_encoder: x}", "image_input is of method xfusion"),
+        ("vpit", "vision_tower.layers=[1]", r"vision_tower\.layers is of method xfusion; method vpit does not heed it"),
+        ("vpit", "objective.ce_weight=0.5", r"objective\.ce_weight is of method xfusion;"),
+        ("vpit", "image_size=128", "image_size is of method xfusion and pixel_decoder and autoencoder"),
+        ("vpit", "sample.guidance_scale=2", r"sample\.guidance_scale is of method xfusion and pixel_decoder"),
+        ("xfusion", "vpit.num_image_tokens=16", r"vpit\.num_image_tokens is of method vpit and pixel_decoder"),
+        ("xfusion", "pixel_decoder_training.num_layers=2", r"pixel_decoder_training\.num_layers is of method pixel_d"),
+        ("xfusion", "autoencoder_training.fold=4", r"autoencoder_training\.fold is of method autoencoder"),
+        ("pixel_decoder", "language_model=x", "language_model is of method xfusion and vpit"),
+        ("pixel_decoder", "objective.prediction=data", r"objective\.prediction is of method xfusion"),
+        ("pixel_decoder", "sample.prompts=[Draw.]", r"sample\.prompts is of method xfusion and vpit"),
+        ("autoencoder", "autoencoder=x", "autoencoder is of method xfusion and pixel_decoder"),
+        ("autoencoder", "morph_dtype=bfloat16", "morph_dtype is of method xfusion"),
+    ],
 )
-def test_what_only_x_fusion_has_is_refused_elsewhere(tmp_path: Path, override: str) -> None:
-    name = override.partition("=")[0].partition(".")[0]
-    with pytest.raises(ValueError, match=f"{name} is of method xfusion"):
-        load_recipe(write(tmp_path, {**MINIMAL, "method": "vpit"}), [override])
+def test_a_setting_of_another_method_is_refused(tmp_path: Path, method: str, override: str, said: str) -> None:
+    path = write(tmp_path, {**MINIMAL, "method": method})
+    load_recipe(path)
+    with pytest.raises(ValueError, match=said) as caught:
+        load_recipe(path, [override])
+    assert str(path) in str(caught.value)
+
+
+def test_all_settings_of_other_methods_are_told_at_once(tmp_path: Path) -> None:
+    settings = {**MINIMAL, "vpit": {"num_image_tokens": 16, "visual_weight": 2.0}, "autoencoder_training": {"fold": 4}}
+    with pytest.raises(ValueError, match=r"vpit\.num_image_tokens .*vpit\.visual_weight .*autoencoder_training\.fold"):
+        load_recipe(write(tmp_path, settings))
+    settings = {**MINIMAL, "method": "vpit", "objective": {"ce_weight": 0.5}}
+    with pytest.raises(ValueError, match="ce_weight") as caught:
+        load_recipe(write(tmp_path, settings))
+    assert str(caught.value).count("objective.ce_weight") == 1
+
+
+def test_a_recipe_as_a_run_writes_it_is_read_again(tmp_path: Path) -> None:
+    """It holds every setting of every method, as they are if nothing is said."""
+    for path in RECIPES:
+        recipe = load_recipe(path)
+        assert load_recipe(write(tmp_path, recipe.model_dump(mode="json"))) == recipe
+
+
+def test_every_setting_of_whom_it_is_said_is_there() -> None:
+    assert set(HEEDED_BY) <= set(KEYS)
 
 
 def test_a_recipe_that_would_learn_nothing_is_refused(tmp_path: Path) -> None:

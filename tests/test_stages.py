@@ -54,6 +54,12 @@ def test_each_stage_starts_from_the_morph_of_the_one_before() -> None:
     assert second.output_dir == "runs/x"
 
 
+def test_a_stage_s_setting_of_another_method_is_refused() -> None:
+    stages = [{"name": "one", "changes": {"objective": {"ce_weight": 0.5}}}]
+    with pytest.raises(ValueError, match=r"stage 'one': objective\.ce_weight is of method xfusion;"):
+        expand_stages(staged(stages=stages))
+
+
 def test_what_does_not_fit_is_refused_with_the_stage() -> None:
     with pytest.raises(
         ValueError, match=r"stage 'connect': unknown key 'vpit.train_part'; did you mean 'vpit.train_parts'"

@@ -25,6 +25,31 @@ from diptych.settings import (
     VPiTConfig,
 )
 
+HEEDED_BY: dict[str, tuple[str, ...]] = {
+    "language_model": ("xfusion", "vpit"),
+    "trust_remote_code": ("xfusion", "vpit"),
+    "template": ("xfusion", "vpit"),
+    "autoencoder": ("xfusion", "pixel_decoder"),
+    "image_size": ("xfusion", "pixel_decoder", "autoencoder"),
+    "morph_dtype": ("xfusion", "vpit", "pixel_decoder"),
+    "vision_tower": ("xfusion",),
+    "alignment": ("xfusion",),
+    "image_input": ("xfusion",),
+    "objective": ("xfusion", "pixel_decoder"),
+    **dict.fromkeys(
+        (f"objective.{name}" for name in ObjectiveConfig.model_fields if not name.startswith("timestep_")), ("xfusion",)
+    ),
+    "vpit": ("vpit", "pixel_decoder"),
+    "pixel_decoder_training": ("pixel_decoder",),
+    "autoencoder_training": ("autoencoder",),
+    "sample.prompts": ("xfusion", "vpit"),
+    **dict.fromkeys(
+        ("sample.guidance_scale", "sample.num_inference_steps", "sample.sampler"), ("xfusion", "pixel_decoder")
+    ),
+}
+"""Methods that a setting, or a group of them, means something to; all others do to every method. A pixel decoder may
+have the whole `vpit:` of the morph that it is for."""
+
 
 class StageConfig(Settings):
     """A stage of a recipe: settings (`vpit`, `train`, `data` ...) that differ from the recipe's own."""
@@ -60,15 +85,6 @@ class Recipe(Settings):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
-
-    @model_validator(mode="after")
-    def _means_what_its_method_knows(self) -> Recipe:
-        if self.method != "xfusion":
-            taken = {"vision_tower": VisionTowerConfig(), "alignment": None, "image_input": None}
-            for name, unset in taken.items():
-                if getattr(self, name) != unset:
-                    raise ValueError(f"{name} is of method xfusion; method {self.method} has none: leave it out")
-        return self
 
     @model_validator(mode="after")
     def _checkpoints_where_it_can(self) -> Recipe:
@@ -128,7 +144,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     method vpit are translated, with a note on stderr (key_aliases.py).
 
     Raises ValueError that names the file and the key: a missing file, broken YAML, an unknown key (with the
-    nearest known one), a value of the wrong type.
+    nearest known one), a value of the wrong type, a setting that the method does not heed.
     """
     path = Path(path)
     if not path.is_file():
@@ -147,7 +163,35 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         raise ValueError(f"{path}: {error}") from None
     for text in notes:
         print(f"note: {text}", file=sys.stderr)
-    return build_recipe(settings, origin=str(path))
+    recipe = build_recipe(settings, origin=str(path))
+    check_heeded(recipe, origin=str(path))
+    return recipe
+
+
+def check_heeded(recipe: Recipe, *, origin: str = "recipe") -> None:
+    """Raises ValueError for settings, all of them, that were changed and that the recipe's method does not heed.
+
+    Of a recipe that is about to run: that of a morph holds every setting, as it was when the morph was trained.
+    """
+    others: dict[str, tuple[str, ...]] = {}
+    for key, methods in HEEDED_BY.items():  # what is said of a setting comes after what is said of its group
+        if recipe.method not in methods:
+            others |= dict.fromkeys(_changed(recipe, key), methods)
+    if others:
+        said = "; ".join(f"{name} is of method {' and '.join(methods)}" for name, methods in others.items())
+        them = "it" if len(others) == 1 else "them"
+        raise ValueError(f"{origin}: {said}; method {recipe.method} does not heed {them}: leave {them} out")
+
+
+def _changed(recipe: Recipe, key: str) -> list[str]:
+    """Dotted names of a setting, or of those in a group, that are not as they are if nothing is said."""
+    group, _, name = key.partition(".")
+    default = Recipe.model_fields[group].get_default()
+    own = getattr(recipe, group)
+    if not isinstance(default, Settings):
+        return [group] if own != default else []
+    names = [name] if name else type(default).model_fields
+    return [f"{group}.{name}" for name in names if getattr(own, name) != getattr(default, name)]
 
 
 def build_recipe(settings: dict[str, Any], *, origin: str = "recipe") -> Recipe:

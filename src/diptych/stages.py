@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diptych.config import Recipe, build_recipe
+from diptych.config import Recipe, build_recipe, check_heeded
 
 
 def expand_stages(recipe: Recipe) -> list[Recipe]:
@@ -31,6 +31,7 @@ def expand_stages(recipe: Recipe) -> list[Recipe]:
         if recipes and "init_from" not in stage.changes.get("vpit", {}):
             settings["vpit"] = {**settings["vpit"], "init_from": str(Path(recipes[-1].output_dir) / "morph")}
         recipes.append(build_recipe(settings, origin=f"stage {stage.name!r}"))
+        check_heeded(recipes[-1], origin=f"stage {stage.name!r}")
     return recipes
 
 
