@@ -118,7 +118,8 @@ class PixelTransformer(nn.Module):
 
     def by_patch(self, features: Tensor) -> Tensor:
         """Visual tokens [I, n, F] -> [I, patches, k k F], what they hold at the place of each patch."""
-        with torch.autocast(features.device.type, enabled=False):
+        kind = features.device.type
+        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):  # the meta device knows no autocast
             return (self.place_map @ features.float()).view(len(features), self.embedder.num_patches, -1)
 
     def forward(self, x: Tensor, t: Tensor, features: Tensor, dropped: Tensor) -> Tensor:
