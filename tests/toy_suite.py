@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from diptych.config import build_recipe
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling, answer_in_images, answer_in_text
 from diptych.evaluate.naming import is_named
@@ -99,6 +100,7 @@ class FakeMorph:
     """
 
     abilities = frozenset({"reads", "draws"})
+    recipe = build_recipe({"output_dir": "none", "language_model": "./none", "data": {"sources": [{"path": "none"}]}})
 
     def __init__(self, rule: Callable[[str, list[Image.Image]], Any], *, fails_at: int | None = None) -> None:
         self.rule, self.fails_at = rule, fails_at

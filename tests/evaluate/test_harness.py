@@ -158,6 +158,11 @@ def test_another_suite_may_join_a_run(tmp_path: Path) -> None:
     assert set(scores["suites"]) == set(scores["stamp"]["suites"]) == {"colours", "drawing"}
 
 
+def test_what_the_morph_costs_stands_beside_its_scores(tmp_path: Path) -> None:
+    run(FakeMorph(look), ColourSuite(tmp_path / "data"), tmp_path / "out", cost={"parameters": {"total": 3}})
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["cost"] == {"parameters": {"total": 3}}
+
+
 def test_what_a_morph_cannot_do_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
     class Blind(FakeMorph):
         abilities = frozenset({"draws"})

@@ -69,6 +69,7 @@ def evaluate(
     prepare_output(out)
     from diptych.commands.datasets import progress_bars
     from diptych.evaluate.answering import Sampling
+    from diptych.evaluate.design_cost import design_cost
     from diptych.evaluate.evaluated_morph import load_evaluated
     from diptych.evaluate.harness import evaluate_suites
     from diptych.evaluate.result_files import REPORT, ROWS, SCORES
@@ -91,6 +92,7 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             shuffle_images=shuffle_images,
+            cost=design_cost(loaded.recipe),
             progress=report,
         )
     _print_scores(results)

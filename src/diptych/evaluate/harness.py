@@ -43,13 +43,15 @@ def evaluate_suites(
     limit: int | None = None,
     batch_size: int = BATCH_SIZE,
     shuffle_images: bool = False,
+    cost: Mapping[str, Any] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> list[SuiteResult]:
     """Asks what is not yet answered in `out`, and writes results.jsonl, scores.json and report.html there.
 
     `stamp`: of the morph and its sampling (`build_stamp`). `limit`: so many examples of each suite. `shuffle_images`: a
-    control; every image is that of another example. Raises ValueError, before the first question, for what the morph
-    cannot do, what is missing, and a folder that holds another run.
+    control; every image is that of another example. `cost`: what the morph costs (`design_cost`), beside its
+    scores. Raises ValueError, before the first question, for what the morph cannot do, what is missing, and a folder
+    that holds another run.
     """
     for suite in suites:
         check_needs(suite, morph)
@@ -74,7 +76,8 @@ def evaluate_suites(
             examples = chosen[suite.name]
             _answer_missing(morph, suite, examples, files, sampling, batch_size, progress)
             results.append(summarise(suite, examples, files.of_suite(suite.name), out))
-        files.write_scores(collect_scores(results, files.stamp, out))
+        scores = collect_scores(results, files.stamp, out)
+        files.write_scores(scores if cost is None else {**scores, "cost": dict(cost)})
         files.write_report(render_suites(results, files.stamp, out))
     return results
 
