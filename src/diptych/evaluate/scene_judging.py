@@ -6,7 +6,7 @@ GenEval (Ghosh et al. 2023) asks a detector of photographs; here it is the carri
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,9 +96,21 @@ def stands(one: Sequence[float], other: Sequence[float], side: str) -> bool:
     return length > 0 and sum(a * b for a, b in zip(way, toward, strict=True)) / length > _PLAINLY
 
 
-def verdicts(requests: Sequence[SceneRequest], found: Sequence[Sequence[Found]]) -> np.ndarray:
-    """[requests, scenes] whether each scene fulfils each request."""
-    return np.array([[is_fulfilled(request, scene) for scene in found] for request in requests], dtype=bool)
+def describe_things(found: Sequence[Found]) -> str:
+    """In words: `blue frog at 10 12 48 50, ...`, boxes in per cent of the side as questions of place are answered."""
+    return ", ".join(
+        f"{thing.colour} {thing.name or 'something else'} at {' '.join(str(round(100 * edge)) for edge in thing.box)}"
+        for thing in found
+    )
+
+
+def verdicts(
+    requests: Sequence[SceneRequest],
+    found: Sequence[Sequence[Found]],
+    check: Callable[[SceneRequest, Sequence[Found]], bool] = is_fulfilled,
+) -> np.ndarray:
+    """[requests, scenes] whether each scene passes the check of each request."""
+    return np.array([[check(request, scene) for scene in found] for request in requests], dtype=bool)
 
 
 def true_things(sample: Sample) -> list[Found]:

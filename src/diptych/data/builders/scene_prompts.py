@@ -37,8 +37,8 @@ THINGS = (
 colour, of which the emoji set holds out no style."""
 # fmt: off
 COLOURED = (
-    "frog", "snake", "octopus", "crab", "mushroom", "lemon", "strawberry", "tent", "bus", "rocket", "basketball",
-    "crown", "bell", "guitar", "key", "pencil", "telephone", "backpack", "star", "magnet", "cat",
+    "cat", "frog", "snake", "octopus", "crab", "mushroom", "lemon", "strawberry", "tent", "bus", "rocket",
+    "basketball", "crown", "bell", "guitar", "key", "pencil", "telephone", "backpack", "star", "magnet",
 )
 # fmt: on
 """Those that are mostly of one colour, bright enough in both styles that every hue has its name."""
@@ -225,14 +225,15 @@ def build_emoji_scenes(
     coloured: Sequence[str] = COLOURED,
     progress: Progress | None = None,
 ) -> BuiltSet:
-    """Builds scenes in the folder `out` from the built emoji set `emoji_folder`; the same arguments the same files.
+    """Builds scenes in the folder `out` from the built emoji set `emoji_folder`; the same arguments, the same files.
 
-    `num_samples`: for training. Held-out prompts are the same whatever the number and the seed. Each sample's `meta` is
-    its request, and what stands where (shares of the side). Raises ValueError as `build_emoji` and `read_pictures` do.
+    `num_samples`: for training; 0: none, only what is asked for. Held-out prompts are the same whatever the number and
+    the seed. Each sample's `meta` is its request, and what stands where (shares of the side). Raises ValueError as
+    `build_emoji` and `read_pictures` do.
     """
     source = Path(emoji_folder)
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
+    if num_samples < 0:
+        raise ValueError(f"num_samples is {num_samples}; it must be 0 or more")
     parent = read_card(source)
     if parent.settings.get("builder") != "emoji":
         raise ValueError(f"{source} is no emoji set; build one with: diptych data build emoji --out {source}")
@@ -250,7 +251,7 @@ def build_emoji_scenes(
             "image_size": image_size,
             "seed": seed,
         },
-        splits=SPLITS,
+        splits=SPLITS if num_samples else {split: SPLITS[split] for split in ASKED},
         licences=with_changed_pictures(parent.licences),
     )
 
