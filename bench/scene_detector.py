@@ -50,6 +50,7 @@ def main() -> None:
     if len(options.data) != 2:
         parser.error("train takes two folders: the emoji set, and the scenes")
     emoji, scenes = options.data
+    machine = describe_machine()
     settings = {"num_steps": options.num_steps, "seed": options.seed}
     torch.manual_seed(options.seed)
     painter = ScenePainter(
@@ -64,7 +65,7 @@ def main() -> None:
     minutes = (time.monotonic() - started) / 60
     painter.detector.save(options.out)
     found = score(load_scene_detector(options.out), scenes)
-    run = {"settings": settings, "minutes": round(minutes, 1), "machine": describe_machine(), "scores": found}
+    run = {"settings": settings, "minutes": round(minutes, 1), "machine": machine, "scores": found}
     (options.out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     tell(found)
 

@@ -43,8 +43,8 @@ def seen(name: str, colour: str = "red", *, at: Box = (0, 0, 0.4, 0.4)) -> Found
         (SceneRequest(COUNT, "fluent", FROG, number=2), [seen("frog"), seen("frog"), seen("cat")], True),
         (SceneRequest(COUNT, "fluent", FROG, number=2), [seen("frog")], False),
         (SceneRequest(COUNT, "fluent", FROG, number=2), [seen("frog")] * 3, False),
-        (SceneRequest(COLOUR, "fluent", FROG, colour="red"), [seen("frog", "blue"), seen("frog")], True),
-        (SceneRequest(COLOUR, "fluent", FROG, colour="red"), [seen("frog", "blue"), seen("cat")], False),
+        (SceneRequest(COLOUR, "fluent", FROG, colour="red"), [seen("cat", "blue"), seen("frog")], True),
+        (SceneRequest(COLOUR, "fluent", FROG, colour="red"), [seen("frog", "blue"), seen("frog")], False),
     ],
 )
 def test_each_kind_asks_for_what_it_says(request_: SceneRequest, found: list[Found], fulfilled: bool) -> None:
@@ -74,7 +74,9 @@ def test_one_or_two_sides_name_every_direction_and_opposites_never_both(angle: f
 
 
 def test_one_upon_the_other_is_on_no_side() -> None:
-    assert not any(stands((0, 0, 1, 1), (0.05, 0, 1.05, 1), side) for side in SIDES)
+    for shift in (0, 0.05, 0.19):
+        assert not any(stands((0, 0, 1, 1), (shift, 0, 1 + shift, 1), side) for side in SIDES)
+    assert stands((0, 0, 1, 1), (0.5, 0, 1.5, 1), "to the left")
 
 
 class Told(SceneDetector):

@@ -25,9 +25,9 @@ LEAST_CERTAIN = 0.5
 _SAME_THING = 0.3
 """Overlap from which two boxes are of one thing."""
 _CLOSE = 0.1
-"""Of both sizes: GenEval counts so much of a distance as none."""
+"""Of both sizes: so much of a distance counts as none."""
 _PLAINLY = 0.5
-"""GenEval: a direction counts that makes more than this share of what is left of the distance."""
+"""Of the whole way."""
 _AT_ONCE = 64
 
 
@@ -68,32 +68,30 @@ def is_shown(request: SceneRequest, found: Sequence[Found]) -> bool:
 
 
 def is_fulfilled(request: SceneRequest, found: Sequence[Found]) -> bool:
-    """As GenEval: of a number exactly so many, of a colour one in it, of a position some two that stand so; other
-    things may be there."""
+    """As GenEval: of a number exactly so many; a colour and a place are those of the first (most certain) of its name;
+    other things may be there."""
     if not is_shown(request, found):
         return False
-    first = [thing for thing in found if thing.name == request.things[0]]
+    first, *more = ([thing for thing in found if thing.name == name] for name in request.things)
     if request.kind == COUNT:
         return len(first) == request.number
     if request.kind == COLOUR:
-        return any(thing.colour == request.colour for thing in first)
+        return first[0].colour == request.colour
     if request.kind == POSITION:
-        second = [thing for thing in found if thing.name == request.things[1]]
-        return any(stands(one.box, other.box, request.side) for one in first for other in second)
+        return stands(first[0].box, more[0][0].box, request.side)
     return True
 
 
 def stands(one: Sequence[float], other: Sequence[float], side: str) -> bool:
-    """Whether box `one` stands on that side of `other` (SIDES), by GenEval's rule: the distance of the middles, less a
-    tenth of both widths (heights), points there rather than across."""
-    way = []
-    for axis in (0, 1):
-        distance = (one[axis] + one[axis + 2] - other[axis] - other[axis + 2]) / 2
-        sizes = one[axis + 2] - one[axis] + other[axis + 2] - other[axis]
-        way.append(math.copysign(max(0.0, abs(distance) - _CLOSE * sizes), distance))
-    length = math.hypot(*way)
-    toward = [cell - 1 for cell in SIDES[side]]
-    return length > 0 and sum(a * b for a, b in zip(way, toward, strict=True)) / length > _PLAINLY
+    """Whether box `one` stands on that side of `other` (SIDES), by GenEval's rule: the way between the middles, less a
+    tenth of both widths (heights), is more than half as long as the whole way, to that side. Two sides may hold."""
+    way = [(one[axis] + one[axis + 2] - other[axis] - other[axis + 2]) / 2 for axis in (0, 1)]
+    sizes = [one[axis + 2] - one[axis] + other[axis + 2] - other[axis] for axis in (0, 1)]
+    toward = sum(
+        (cell - 1) * math.copysign(max(0.0, abs(distance) - _CLOSE * size), distance)
+        for cell, distance, size in zip(SIDES[side], way, sizes, strict=True)
+    )
+    return toward > _PLAINLY * math.hypot(*way)
 
 
 def describe_things(found: Sequence[Found]) -> str:

@@ -194,10 +194,11 @@ def lay_out(request: SceneRequest, pictures: Pictures, chance: random.Random) ->
 def request_of(sample: Sample) -> SceneRequest:
     """What a sample of a built set asks for. Raises ValueError where it does not say so."""
     try:
-        meta = {field.name: sample.meta[field.name] for field in fields(SceneRequest)}
+        meta: dict[str, Any] = {field.name: sample.meta[field.name] for field in fields(SceneRequest)}
     except KeyError as error:
         raise ValueError(f"a sample of scenes does not say its {error}; build the set again") from None
-    return SceneRequest(**meta | {"things": tuple(meta["things"])})
+    meta["things"] = tuple(meta["things"])
+    return SceneRequest(**meta)
 
 
 def read_pictures(emoji_folder: Path, things: Sequence[str]) -> Pictures:
