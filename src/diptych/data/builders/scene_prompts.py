@@ -1,7 +1,7 @@
 """Scenes to be drawn from words: two things, several of one, one in a colour, one beside another.
 
 What is asked follows from THINGS alone, so prompts are the same on every machine. A third of all pairs, of all numbers
-of a thing and of all colours of a thing stand in no training file: they are asked for in evaluation.
+of a thing and of all colours of a thing (unless it is its own) stand in no training file: evaluation asks for them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NUM_ASKED_PAIRS = 129
 """Held-out prompts of two objects, and as many of position."""
 SPLITS = {
     "train_scene": "two objects, numbers, colours and positions that are not held out, each kind as often",
-    "held_out_scene": "pairs, numbers and colours of things that training never shows",
+    "held_out_scene": "pairs, numbers and colours of things that training never shows, but for a thing's own colour",
     "one_object": "each thing alone in each style, as the emoji set asks for it and shows it",
 }
 ASKED = ("held_out_scene", "one_object")
