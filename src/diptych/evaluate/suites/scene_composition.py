@@ -43,10 +43,10 @@ class SceneComposition:
         "Scenes of emoji drawn from words, as GenEval asks for photographs: one thing, two things, two to four of one, "
         "one in a colour, one beside another. But for one thing, no training scene of diptych data build emoji-scenes "
         "was asked for in these words, nor has those two things together, so many of it, or it in that colour, unless "
-        "it is its own. A carried detector of 36 things says what stands in a drawing; a number must be exact, other things may be "
-        "there. How far to trust it stands in the same table: the share of real scenes that pass, and, as chance and "
-        "majority, what passes of the kind's real scenes if one is shown for every prompt: any one made for another "
-        "prompt, and the one that passes most often."
+        "it is its own. A carried detector of 36 things says what stands in a drawing; a number must be exact, other "
+        "things may be there. How far to trust it stands in the same table: the share of real scenes that pass, and, "
+        "as chance and majority, what passes of the kind's real scenes if one is shown for every prompt: any one made "
+        "for another prompt, and the one that passes most often."
     )
     metrics = (
         Metric("as_asked", "drawn as asked"),
