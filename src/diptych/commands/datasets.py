@@ -54,6 +54,20 @@ def build_emoji_tasks(
     print(f"{built.summary()}; what is in it: {out / 'card.md'}")
 
 
+@build_app.command("emoji-scenes")
+def build_emoji_scenes(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    emoji: Annotated[Path, typer.Option(help="A built emoji set of all concepts.")] = Path("data/emoji"),
+    num_samples: Annotated[int, typer.Option(min=0, help="Training samples.")] = 6000,
+) -> None:
+    """Scenes to be drawn from words: two things, several, in a colour, one beside another; some facts held out."""
+    from diptych.data.builders.scene_prompts import build_emoji_scenes as build
+
+    with progress_bars() as report:
+        built = build(out, emoji_folder=emoji, num_samples=num_samples, progress=report)
+    _tell(built)
+
+
 _CLIP_ASSETS = tuple(f"fluent-emoji-anim-{number}" for number in range(1, 5))
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 NumSamples = Annotated[int, typer.Option(min=1, help="Training samples; a tenth as many in each held-out file.")]

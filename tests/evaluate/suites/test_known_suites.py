@@ -19,10 +19,8 @@ def test_every_name_builds_a_suite_of_that_name() -> None:
 
 
 def test_a_given_folder_needs_no_embedded_pictures(tmp_path: Path) -> None:
-    for suite in build_suites(
-        ["emoji-vqa", "easy-vqa", "emoji-t2i", "reconstruction"],
-        dict.fromkeys(("emoji-vqa", "easy-vqa", "emoji-t2i", "reconstruction"), tmp_path),
-    ):
+    names = ["emoji-vqa", "easy-vqa", "emoji-t2i", "t2i-compositional", "reconstruction"]
+    for suite in build_suites(names, dict.fromkeys(names, tmp_path)):
         assert set(suite.needs.assets) <= {"efficientnet-lite0"}
 
 

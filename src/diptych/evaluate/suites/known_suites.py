@@ -10,12 +10,14 @@ from diptych.evaluate.suite import Suite
 from diptych.evaluate.suites.emoji_drawing import EmojiDrawing
 from diptych.evaluate.suites.image_reconstruction import ImageReconstruction
 from diptych.evaluate.suites.language_law import LanguageLaw
+from diptych.evaluate.suites.scene_composition import SceneComposition
 from diptych.evaluate.suites.visual_questions import easy_vqa, emoji_vqa
 
 SUITES: Mapping[str, Callable[[Path | None], Suite]] = {
     "emoji-vqa": emoji_vqa,
     "easy-vqa": easy_vqa,
     "emoji-t2i": EmojiDrawing,
+    "t2i-compositional": SceneComposition,
     "reconstruction": ImageReconstruction,
     "language": LanguageLaw,
 }

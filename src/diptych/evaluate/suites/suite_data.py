@@ -15,6 +15,7 @@ from diptych.data.builders.data_card import CARD_NAME, read_card
 from diptych.data.builders.easy_vqa import build_easy_vqa
 from diptych.data.builders.emoji import PACKAGES, build_emoji
 from diptych.data.builders.image_qa import build_image_qa
+from diptych.data.builders.scene_prompts import build_emoji_scenes
 from diptych.data.samples import Sample, read_samples, sample_to_record
 from diptych.evaluate.suite import Example, Progress
 
@@ -30,6 +31,11 @@ def find_emoji_set(data: Path | None, progress: Progress) -> Path:
 def find_image_qa(data: Path | None, progress: Progress) -> Path:
     """Questions on emoji and scenes, as `diptych data build image-qa` makes them."""
     return _find("image-qa", data, lambda out: _build_image_qa(out, progress))
+
+
+def find_emoji_scenes(data: Path | None, progress: Progress) -> Path:
+    """Scenes of emoji, as `diptych data build emoji-scenes` makes them; without those for training."""
+    return _find("emoji-scenes", data, lambda out: _build_emoji_scenes(out, progress))
 
 
 def find_easy_vqa(data: Path | None, progress: Progress) -> Path:
@@ -83,6 +89,11 @@ def _build_emoji(out: Path, progress: Progress) -> None:
 
 def _build_image_qa(out: Path, progress: Progress) -> None:
     build_image_qa(out, GallerySource(**_emoji_folders(), progress=progress))
+
+
+def _build_emoji_scenes(out: Path, progress: Progress) -> None:
+    emoji = find_emoji_set(None, progress)
+    build_emoji_scenes(out, emoji_folder=emoji, num_samples=0, progress=progress)
 
 
 def _emoji_folders() -> dict[str, Any]:
