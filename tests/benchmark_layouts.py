@@ -6,9 +6,8 @@ tasks run here unchanged, prompts and scoring included, on questions that only t
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +78,12 @@ def plain(name: str) -> Image.Image:
 def write_benchmarks(root: Path) -> None:
     """The image benchmarks below `root`, which the harness is to be run in, and below `root/hub` the clips."""
     letters = dict(zip("ABCD", NAMES, strict=True))
+    lettered = " ".join(f"({letter}) {name}" for letter, name in letters.items())
     numbered = list(enumerate(letters.items()))
-    write = lambda name, split, records, config="default": write_set(root / name, split, records, config)  # noqa: E731
+
+    def write(name: str, split: str, records: list[dict[str, Any]], config: str = "default") -> None:
+        write_set(root / name, split, records, config)
+
     write(
         "lmms-lab-encoder/MMBench",
         "dev",
@@ -98,9 +101,9 @@ def write_benchmarks(root: Path) -> None:
         "test",
         [
             {
-                "answer": letter, **{f"choice_{key.lower()}": value for key, value in letters.items()}, "data_id": str(n),
-                "data_type": "image", "question": ASKED, "question_id": str(n), "question_type_id": 1,
-                "image": [plain(name)], "segment": [],
+                "answer": letter, **{f"choice_{key.lower()}": value for key, value in letters.items()},
+                "data_id": str(n), "data_type": "image", "question": ASKED, "question_id": str(n),
+                "question_type_id": 1, "image": [plain(name)], "segment": [],
             }
             for n, (letter, name) in numbered
         ],
@@ -176,7 +179,8 @@ def write_benchmarks(root: Path) -> None:
         "validation",
         [
             {
-                "image_id": str(n), "question_id": n, "question": ASKED.lower(), "question_tokens": ASKED.lower().split(),
+                "image_id": str(n), "question_id": n, "question": ASKED.lower(),
+                "question_tokens": ASKED.lower().split(),
                 "image": plain(name), "image_width": 40, "image_height": 40, "flickr_original_url": "",
                 "flickr_300k_url": "", "answers": [name] * 10, "image_classes": [], "set_name": "val", "ocr_tokens": [],
             }
@@ -188,7 +192,7 @@ def write_benchmarks(root: Path) -> None:
         "test",
         [
             {
-                "image": plain(name), "text": f"{ASKED} " + " ".join(f"({key}) {value}" for key, value in letters.items()),
+                "image": plain(name), "text": f"{ASKED} {lettered}",
                 "category": ("direct_attributes", "relative_position")[n % 2], "label": letter, "question_id": str(n),
             }
             for n, (letter, name) in numbered
@@ -238,13 +242,11 @@ def write_text_benchmarks(root: Path) -> None:
 
 def write_set(folder: Path, split: str, records: list[dict[str, Any]], config: str = "default") -> None:
     """Records as a parquet file of a repository's split, images embedded as hubs keep them; its README lists them."""
-    from datasets import Dataset, Image as ImageColumn, List  # noqa: I001
+    from datasets import Dataset
 
-    data = Dataset.from_list([{key: value for key, value in record.items()} for record in records])
-    assert not [n for n, f in data.features.items() if isinstance(f, List) and isinstance(f.feature, ImageColumn)] or True
     path = folder / config / f"{split}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    data.to_parquet(path)
+    Dataset.from_list(records).to_parquet(path)
     found = sorted(folder.glob("*/*.parquet"))
     listed = "".join(
         f"- config_name: {name}\n  data_files:\n"

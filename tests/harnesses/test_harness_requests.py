@@ -110,8 +110,9 @@ def test_repeated_questions_are_sampled_anew() -> None:
 
 
 def test_a_text_that_names_a_file_stays_a_text(tmp_path: Path) -> None:
-    plain("red").save(tmp_path / "a.png")
-    assert read_part("text", str(tmp_path / "a.png"), num_frames=1) == [{"type": "text", "text": str(tmp_path / "a.png")}]
+    named = str(tmp_path / "a.png")
+    plain("red").save(named)
+    assert read_part("text", named, num_frames=1) == [{"type": "text", "text": named}]
 
 
 def test_a_clip_is_read_as_frames_from_a_file_and_from_a_folder(tmp_path: Path) -> None:

@@ -85,12 +85,18 @@ def test_the_keepers_tasks_run_by_the_harness_own_command(model_class: Any, tmp_
     write_text_benchmarks(tmp_path)
     save_tiny_morph(tmp_path)
     environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    command = [
-        sys.executable, "-m", "diptych.harnesses.lm_eval_model", "--model", "diptych",
-        "--model_args", "morph=morph,max_length=512", "--tasks", "mmlu_abstract_algebra,hellaswag,wikitext,gsm8k",
-        "--num_fewshot", "5", "--batch_size", "4", "--limit", "2", "--gen_kwargs", "max_gen_toks=4",
-        "--output_path", "out",
-    ]  # fmt: skip
+    arguments = {
+        "--model": "diptych",
+        "--model_args": "morph=morph,max_length=512",
+        "--tasks": "mmlu_abstract_algebra,hellaswag,wikitext,gsm8k",
+        "--num_fewshot": "5",
+        "--batch_size": "4",
+        "--limit": "2",
+        "--gen_kwargs": "max_gen_toks=4",
+        "--output_path": "out",
+    }
+    command = [sys.executable, "-m", "diptych.harnesses.lm_eval_model"]
+    command += [word for pair in arguments.items() for word in pair]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = (tmp_path / "out").rglob("results*.json")

@@ -154,11 +154,15 @@ def test_the_keepers_tasks_tell_right_from_wrong(benchmarks: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_a_morph_goes_through_the_harness_by_its_own_command(benchmarks: Path, tmp_path: Path) -> None:
     morph = save_tiny_morph(tmp_path)
-    run(
-        benchmarks, "-m", "lmms_eval", "--model", "diptych", "--model_args", f"morph={morph},stamp={tmp_path}/stamp.json",
-        "--tasks", "mmmu_val,mvbench_action_antonym", "--batch_size", "2", "--gen_kwargs", "max_new_tokens=4",
-        "--log_samples", "--output_path", str(tmp_path / "out"),
-    )  # fmt: skip
+    arguments = {
+        "--model": "diptych",
+        "--model_args": f"morph={morph},stamp={tmp_path}/stamp.json",
+        "--tasks": "mmmu_val,mvbench_action_antonym",
+        "--batch_size": "2",
+        "--gen_kwargs": "max_new_tokens=4",
+        "--output_path": str(tmp_path / "out"),
+    }
+    run(benchmarks, "-m", "lmms_eval", *[word for pair in arguments.items() for word in pair], "--log_samples")
     (found,) = (tmp_path / "out").rglob("*results.json")
     results = json.loads(found.read_text())
     assert set(results["results"]) == {"mmmu_val", "mvbench_action_antonym"}

@@ -50,8 +50,8 @@ def load_asked(
     trust_remote_code: bool = False,
     device: str | None = None,
 ) -> tuple[Any, Stamp]:
-    """A morph that has `ability`, and its stamp: by folder, carried name or Hub id, or one that is loaded already (whose
-    stamp is empty). Raises ValueError as `load_morph`, for a morph that lacks the ability, and for another device."""
+    """A morph that has `ability`, and its stamp: by folder, carried name or Hub id, or one that is loaded already,
+    whose stamp is empty. Raises ValueError as `load_morph`, for one that lacks the ability, and for another device."""
     stamp: Stamp = {}
     if isinstance(morph, str | Path):
         morph, stamp = load_evaluated(
@@ -77,7 +77,8 @@ def read_part(kind: str, value: Any, *, num_frames: int) -> list[dict[str, Any]]
     if kind == "video" and isinstance(value, str | Path):
         frames = _folder_frames(Path(value), num_frames) if Path(value).is_dir() else None
         return [{"type": "image", "image": f} for f in frames or read_frames(value, num_frames=num_frames)]
-    raise ValueError(f"a morph reads texts, images and clips by path; the benchmark gives {kind} as {type(value).__name__}")
+    given = f"{kind} as {type(value).__name__}"
+    raise ValueError(f"a morph reads texts, images and whole clips by path; the benchmark gives {given}")
 
 
 def _folder_frames(folder: Path, num_frames: int) -> list[Path]:

@@ -36,8 +36,8 @@ class LmmsEvalModel(lmms):
         device: str | None = None,
         stamp: str | None = None,
     ) -> None:
-        """`num_frames`: of each clip, spread evenly. `max_new_tokens`: where a task says none. `stamp`: a JSON file that
-        is to say what the scores were made with. Errors: as of `load_asked`."""
+        """`num_frames`: of each clip, spread evenly. `max_new_tokens`: where a task says none. `stamp`: a JSON file to
+        write, which says what the scores are made with. Errors: as of `load_asked`."""
         super().__init__()
         if not str(batch_size).isdigit() or min(int(batch_size), num_frames) < 1:
             raise ValueError(f"batch_size {batch_size!r} and num_frames {num_frames!r} must be numbers from 1 up")
@@ -74,8 +74,8 @@ class LmmsEvalModel(lmms):
 
     def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:
         raise ValueError(
-            "diptych answers lmms-eval in words alone; take the task that generates (seedbench, not seedbench_ppl), and "
-            "for text the other harness (python -m diptych.harnesses.lm_eval_model)"
+            "diptych answers lmms-eval in words alone; take the task that generates (seedbench, not seedbench_ppl), "
+            "and for text the other harness (python -m diptych.harnesses.lm_eval_model)"
         )
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:
