@@ -14,7 +14,10 @@ PYTEST_ARGS ?= -n 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: setup assets demo test check format bench clean
+# The benchmark harnesses have an environment of their own: lmms-eval requires torchvision, and is installed without that.
+HARNESS_VENV ?= .venv-harnesses
+
+.PHONY: setup assets demo test test-harnesses check format bench clean
 
 setup: $(STAMP)
 
@@ -35,6 +38,13 @@ demo: $(STAMP)
 test: $(STAMP) assets
 	DIPTYCH_REQUIRE_ASSETS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-harnesses:
+	$(MAKE) setup VENV=$(HARNESS_VENV)
+	$(HARNESS_VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[lm-eval,lmms-eval]'
+	$(HARNESS_VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt --no-deps lmms-eval
+	$(HARNESS_VENV)/bin/python -c 'import lm_eval, lmms_eval.evaluator'
+	$(HARNESS_VENV)/bin/python -m pytest tests/harnesses $(PYTEST_ARGS)
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,5 +59,5 @@ bench: $(STAMP) assets
 	$(BIN)/python bench/run.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(HARNESS_VENV) build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -219,6 +220,16 @@ def build_tiny_morph(family: str = "llama", **recipe: Any) -> Morph:
             parameter.add_(torch.randn_like(parameter) * 0.05)
     morph.model.eval()
     return morph
+
+
+def save_tiny_morph(folder: Path, family: str = "llama", **recipe: Any) -> Path:
+    """A morph over plain pixels that another process can load: its own folder, its language model's beside it."""
+    from diptych.models.checkpoint import build_morph, save_morph
+
+    build_language(family).save_pretrained(folder / "llm")
+    settings = tiny_recipe(language_model=str(folder / "llm"), autoencoder="pixels", **recipe)
+    save_morph(folder / "morph", build_morph(settings, cached=False))
+    return folder / "morph"
 
 
 def with_draw(stream: Sequence, draw: int) -> Sequence:
