@@ -99,6 +99,7 @@ class FakeMorph:
     """
 
     abilities = frozenset({"reads", "draws"})
+    device = "cpu"
 
     def __init__(self, rule: Callable[[str, list[Image.Image]], Any], *, fails_at: int | None = None) -> None:
         self.rule, self.fails_at = rule, fails_at

@@ -1,4 +1,4 @@
-"""A distance of two pictures by the feature maps of EfficientNet-Lite0: made as LPIPS is, and not comparable with it."""
+"""A distance of two pictures by EfficientNet-Lite0's feature maps: made as LPIPS is, and not comparable with it."""
 
 from __future__ import annotations
 

@@ -43,9 +43,9 @@ class CocoDrawing:
         f"Captions of COCO ({NUM_COCO:,} of them, or those of prompts.jsonl), one drawing each, compared as a set with "
         "the real images of the reference file. FID and KID: by Inception's features, where --inception gives its "
         "weights; otherwise by those of the embedded EfficientNet-Lite0, and then named FD-EffLite0 and KID-EffLite0, "
-        "which are not comparable with FID and KID. A Fréchet distance falls with the number of images, has no interval, "
-        "and is told only of more drawings than features. CLIP score, where --clip gives a CLIP: 100 times the cosine "
-        "of image and caption."
+        "which are not comparable with FID and KID. A Fréchet distance falls with the number of images, has no "
+        "interval, and is told only of more drawings than features. CLIP score, where --clip gives a CLIP: 100 "
+        "times the cosine of image and caption."
     )
     metrics = (
         Metric("fid", "FID", unit="", higher_is_better=False),
@@ -97,7 +97,7 @@ class CocoDrawing:
             raise ValueError(f"{path} is of other weights of {network.name}; make it again: diptych eval-reference")
 
     def prepare(self, morph: Any, progress: Progress) -> None:
-        self._network = load_feature_network(self._inception, device=getattr(morph, "device", "cpu"))
+        self._network = load_feature_network(self._inception, device=morph.device)
         self._scorer.load(morph)
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:

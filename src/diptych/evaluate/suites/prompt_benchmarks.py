@@ -91,8 +91,9 @@ def geneval(data: Path | None, judges: Judges = NO_JUDGES) -> PromptBenchmark:
         "geneval",
         words=(
             f"GenEval's prompts, {NUM_IMAGES} drawings each, in the folder geneval/ as its keepers' scorer reads them "
-            "(github.com/djghosh13/geneval: evaluation/evaluate_images.py OUT/geneval, then summary_scores.py). GenEval's "
-            "score is that scorer's. CLIP score, where --clip gives a CLIP: 100 times the cosine of image and prompt."
+            "(github.com/djghosh13/geneval: evaluation/evaluate_images.py OUT/geneval, then summary_scores.py). "
+            "GenEval's score is that scorer's. CLIP score, where --clip gives a CLIP: 100 times the cosine of "
+            "image and prompt."
         ),
         remedy="clone github.com/djghosh13/geneval and give --data geneval=geneval/prompts",
         read=lambda folder: read_geneval_prompts(folder)[0],

@@ -41,7 +41,7 @@ class PromptScorer:
 
     def load(self, morph: Any) -> None:
         if self._folder is not None:
-            self._judge = ClipJudge(self._folder, device=getattr(morph, "device", "cpu"))
+            self._judge = ClipJudge(self._folder, device=morph.device)
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:
         if self._judge is None:
