@@ -101,6 +101,7 @@ class FakeMorph:
 
     abilities = frozenset({"reads", "draws"})
     recipe = build_recipe({"output_dir": "none", "language_model": "./none", "data": {"sources": [{"path": "none"}]}})
+    device = "cpu"
 
     def __init__(self, rule: Callable[[str, list[Image.Image]], Any], *, fails_at: int | None = None) -> None:
         self.rule, self.fails_at = rule, fails_at

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from diptych import cli
 from diptych.evaluate import evaluated_morph
+from diptych.evaluate.metrics.reference_statistics import read_reference
 from diptych.evaluate.suites import known_suites
+from tiny_judges import write_inception
 from tiny_pixel_decoder import build_decoder, decoder_recipe, write_parts
 from toy_suite import STAMP, ColourSuite, FakeMorph, always_commonest, look
 
@@ -98,6 +101,7 @@ def test_unknown_suites_and_morphs_are_refused_before_anything_is_loaded(tmp_pat
     assert "there is no morph at nothing" in errors_of("nothing", "--suite", "language", "--out", tmp_path)
 
 
+@pytest.mark.assets("efficientnet-lite0")
 def test_a_pixel_decoder_alone_reconstructs_and_is_refused_all_else(tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
     parts = write_parts(tmp_path / "parts")
@@ -114,3 +118,44 @@ def test_a_pixel_decoder_alone_reconstructs_and_is_refused_all_else(tmp_path: Pa
     assert scores["stamp"]["base_hash"] is None
     assert len(list((out / "images" / "reconstruction").glob("*.png"))) == 4
     assert "num_inference_steps: 2, not 3" in errors_of(*arguments, "--num-inference-steps", 3)
+
+
+def test_the_prompts_of_others_are_drawn_into_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue", "white")]
+
+    class Drawer(FakeMorph):
+        def generate_batch(self, conversations: Any, **options: Any) -> list[list[Any]]:
+            return [drawn for _ in conversations]
+
+    monkeypatch.setattr(evaluated_morph, "load_evaluated", lambda name, **_: (Drawer(look), STAMP))
+    prompts, out = tmp_path / "prompts", tmp_path / "out"
+    prompts.mkdir()
+    (prompts / "7.txt").write_text("A hill.")
+    result = call("any", "--suite", "dpg", "--data", prompts, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert str(out / "dpg") in result.stdout.splitlines()
+    assert (out / "dpg" / "7.png").is_file()
+    assert "judge coco-30k" in errors_of("any", "--suite", "language", "--clip", "some/clip", "--out", tmp_path / "b")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_reference_is_made_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for number in range(3):
+        Image.new("RGB", (12, 8), (number, 0, 0)).save(tmp_path / "real" / f"{number}.png")
+    weights = write_inception(tmp_path / "inception.pt")
+    out = tmp_path / "coco" / "reference.safetensors"
+    arguments = ["eval-reference", str(tmp_path / "real"), "--inception", str(weights)]
+    result = CliRunner().invoke(cli.app, [*arguments, "--out", str(out)])
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{out}: 3 images as inception sees them\n"
+    reference = read_reference(out)
+    assert reference.features is not None
+    assert reference.features.shape == (3, 2048)
+    for wrong, says in (
+        ([*arguments, "--out", "a.npz"], "must end in .safetensors"),
+        (["eval-reference", str(tmp_path / "none")], "is no folder"),
+    ):
+        result = CliRunner().invoke(cli.app, wrong)
+        assert result.exit_code == 2
+        assert says in result.stderr

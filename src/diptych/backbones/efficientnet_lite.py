@@ -103,10 +103,17 @@ class EfficientNetLite0(nn.Module):
 
     def feature_map(self, x: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, 1280, S / 32, S / 32], before pooling."""
+        return nn.functional.relu6(self._bn1(self._conv_head(self.stage_maps(x)[-1])))
+
+    def stage_maps(self, x: Tensor) -> list[Tensor]:
+        """[B, 3, S, S] -> the maps behind each of STAGES: [B, 16, S / 2, S / 2] to [B, 320, S / 32, S / 32]."""
         x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
-        for block in self._blocks:
-            x = block(x)
-        return nn.functional.relu6(self._bn1(self._conv_head(x)))
+        maps, blocks = [], iter(self._blocks)
+        for repeats, *_ in STAGES:
+            for _ in range(repeats):
+                x = next(blocks)(x)
+            maps.append(x)
+        return maps
 
     def fold_norms(self) -> None:
         """Folds each batch norm into the convolution before it, in place: the same function in eval mode up to

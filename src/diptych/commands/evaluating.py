@@ -35,6 +35,13 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="[NAME=]DIR", help="Of a suite: this folder in place of the one built into the cache."),
     ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of coco-30k, geneval, dpg: a CLIP's folder or Hub id, to score with."),
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of coco-30k: inception-2015-12-05.pt, for FID and KID.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise of images.")] = 0,
     guidance_scale: Annotated[
         float | None, typer.Option(help="1: no guidance; left out: as the morph was trained to be sampled.")
@@ -66,9 +73,10 @@ def evaluate(
     if morph is None:
         raise ValueError("give a MORPH to evaluate, such as emoji-dual, or two runs with --compare")
     from diptych.evaluate.suites.known_suites import build_suites
+    from diptych.evaluate.suites.prompt_judges import Judges
 
     names = [name.strip() for name in suite.split(",") if name.strip()]
-    suites = build_suites(names, _data_folders(data or [], names))
+    suites = build_suites(names, _data_folders(data or [], names), Judges(clip, inception))
     prepare_output(out)
     from diptych.commands.datasets import progress_bars
     from diptych.evaluate.answering import Sampling
@@ -76,6 +84,7 @@ def evaluate(
     from diptych.evaluate.evaluated_morph import load_evaluated
     from diptych.evaluate.harness import evaluate_suites
     from diptych.evaluate.result_files import REPORT, ROWS, SCORES
+    from diptych.evaluate.suite import Exporting
 
     sampling = Sampling(guidance_scale, num_inference_steps, sampler, seed)
     loaded, stamp = load_evaluated(
@@ -99,8 +108,31 @@ def evaluate(
             progress=report,
         )
     _print_scores(results)
-    for name in (ROWS, SCORES, REPORT):
+    for name in (ROWS, SCORES, REPORT, *(s.name for s in suites if isinstance(s, Exporting))):
         print(out / name)
+
+
+def make_reference(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of real images, and of those in its folders.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("reference.safetensors"),
+    inception: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="inception-2015-12-05.pt; left out: the embedded network.")
+    ] = None,
+) -> None:
+    """Write the features of real images, with which `diptych eval --suite coco-30k` compares drawings."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out} must end in .safetensors")
+    prepare_output(out.parent)
+    from diptych.commands.datasets import progress_bars
+    from diptych.evaluate.metrics.feature_networks import load_feature_network
+    from diptych.evaluate.metrics.reference_statistics import write_reference
+
+    network = load_feature_network(inception)
+    with progress_bars() as report:
+        num = write_reference(folder, out, network=network, progress=report)
+    print(f"{out}: {num:,} images as {network.name} sees them")
 
 
 def _data_folders(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:

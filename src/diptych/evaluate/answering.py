@@ -42,8 +42,17 @@ def answer_in_text(morph: Any, conversations: Sequence[Conversation], *, max_new
 
 def answer_in_images(morph: Any, conversations: Sequence[Conversation], sampling: Sampling) -> list[Image.Image]:
     """One image for each conversation, in one batch. Raises ValueError where a morph answers with none."""
-    made = morph.generate_batch(conversations, generation_mode="image", **sampling.options())
+    return [image for (image,) in answer_in_several_images(morph, conversations, sampling, num_images=1)]
+
+
+def answer_in_several_images(
+    morph: Any, conversations: Sequence[Conversation], sampling: Sampling, *, num_images: int
+) -> list[list[Image.Image]]:
+    """So many images for each conversation, each of a noise of its own. Raises ValueError where a morph gives fewer."""
+    options = sampling.options() | ({"num_images": num_images} if num_images > 1 else {})
+    made = morph.generate_batch(conversations, generation_mode="image", **options)
     drawn = [[part for part in parts if isinstance(part, Image.Image)] for parts in made]
-    if any(len(images) != 1 for images in drawn):
-        raise ValueError(f"asked for one image each, the morph gave {sorted({len(images) for images in drawn})}")
-    return [image for (image,) in drawn]
+    if any(len(images) != num_images for images in drawn):
+        wanted = "one image" if num_images == 1 else f"{num_images} images"
+        raise ValueError(f"asked for {wanted} each, the morph gave {sorted({len(images) for images in drawn})}")
+    return drawn

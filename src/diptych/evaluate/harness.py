@@ -16,6 +16,8 @@ from diptych.evaluate.stamp import Stamp
 from diptych.evaluate.suite import (
     Answer,
     Example,
+    Exporting,
+    Judged,
     MetricScore,
     Progress,
     Row,
@@ -66,6 +68,7 @@ def evaluate_suites(
             "version": suite.version,
             "num_examples": len(chosen[suite.name]),
             "prompt_set_hash": prompt_set_hash(chosen[suite.name]),
+            **({"judges": dict(suite.judge_hashes)} if isinstance(suite, Judged) else {}),
         }
         for suite in suites
     }
@@ -76,6 +79,8 @@ def evaluate_suites(
             examples = chosen[suite.name]
             _answer_missing(morph, suite, examples, files, sampling, batch_size, progress)
             results.append(summarise(suite, examples, files.of_suite(suite.name), out))
+            if isinstance(suite, Exporting):
+                suite.export(results[-1].rows, out)
         scores = collect_scores(results, files.stamp, out)
         files.write_scores(scores if cost is None else {**scores, "cost": dict(cost)})
         files.write_report(render_suites(results, files.stamp, out))

@@ -15,16 +15,21 @@ from diptych.evaluate.scores import Score, share
 class PooledEncoder(Protocol):
     """What is asked of an image encoder: images [B, 3, H, W] in -1..1 -> features [B, D]."""
 
-    def pooled(self, images: Tensor) -> Tensor: ...
+    def pooled(self, images: Tensor, /) -> Tensor: ...
 
 
 def embed_images(encoder: PooledEncoder, images: Tensor, *, batch_size: int = 32) -> Tensor:
-    """Unit features [N, D] of images [N, 3, H, W] in -1..1, on the CPU. Raises ValueError if one is not finite: NaN is
+    """`pooled_features`, each brought to length 1."""
+    return normalize(pooled_features(encoder, images, batch_size=batch_size), dim=-1)
+
+
+def pooled_features(encoder: PooledEncoder, images: Tensor, *, batch_size: int) -> Tensor:
+    """Features [N, D] of images [N, 3, H, W] in -1..1, on the CPU. Raises ValueError if one is not finite: NaN is
     nearer to nothing, and would be ranked first."""
     features = torch.cat([encoder.pooled(chunk).float().cpu() for chunk in images.split(batch_size)])
     if not bool(features.isfinite().all()):
         raise ValueError("the image encoder's features are not finite; an image or the encoder's weights are damaged")
-    return normalize(features, dim=-1)
+    return features
 
 
 def retrieval_ranks(drawn: Tensor, gallery: Tensor, targets: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -173,6 +173,24 @@ class Suite(Protocol):
     def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
         """Scores over these examples and their rows, in the same order; `summarise_means` for metrics that are means
         over examples. What is of a set as a whole (KID, diversity) reads the rows' images in `folder`."""
+        ...
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A suite whose judges the user gives. `judge_hashes`: SHA-256 of each by name, once the examples are loaded; they
+    stand in the stamp."""
+
+    judge_hashes: Mapping[str, str]
+
+
+@runtime_checkable
+class Exporting(Protocol):
+    """A suite whose answers others score."""
+
+    def export(self, rows: Sequence[Row], folder: Path) -> None:
+        """Once all rows are there: a folder of the suite's name beside the results, as the keepers' scorer reads it.
+        `folder`: of the results."""
         ...
 
 

@@ -94,7 +94,7 @@ def _score_row(name: str, scores: Mapping[str, MetricScore], metric: Metric) -> 
 def _suite(result: SuiteResult, folder: Path) -> str:
     headline = result.suite.metrics[0]
     parts = [paragraph(result.suite.words)]
-    if result.by_kind:
+    if any(result.by_kind.values()):
         parts.append(_by_kind(result))
     if charts := "".join(_spread(result, metric) for metric in result.suite.metrics if metric.unit != "share"):
         parts.append(f'<div class="charts">{charts}</div>')

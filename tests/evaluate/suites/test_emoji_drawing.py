@@ -1,4 +1,5 @@
-"""Laws of the drawing suite: real images find themselves, one picture for all is the majority, and kinds are told."""
+"""Laws of the drawing suite: real images find themselves and are no distance from themselves, one picture for all is
+the majority and has no diversity, and kinds are told."""
 
 from __future__ import annotations
 
@@ -19,6 +20,9 @@ from emoji_packages import NAMES, entry, write_packages
 from toy_suite import STAMP, FakeMorph
 
 SIZE = 32
+
+
+pytest.importorskip("torchmetrics")
 
 
 class Corners:
@@ -43,11 +47,21 @@ def test_one_who_draws_the_real_image_scores_100_per_cent(emoji: Path, tmp_path:
     real = {c.prompt: c.real for c in read_combinations(emoji)}
     morph = Drawer(lambda prompt, images: real[prompt])
     (result,) = evaluate_suites(morph, [EmojiDrawing(emoji, encoder=Corners())], tmp_path, stamp=STAMP)
-    assert {name: score.mean for name, score in result.scores.items()} == {
-        "retrieval_top1": 1,
-        "retrieval_top5": 1,
-        "style_right": 1,
-    }
+    means = {name: score.mean for name, score in result.scores.items()}
+    assert means == pytest.approx(
+        {
+            "retrieval_top1": 1,
+            "retrieval_top5": 1,
+            "style_right": 1,
+            "cosine_to_real": 1,
+            "kid_efflite0": 0,
+            "diversity": means["diversity_of_real"],
+            "diversity_of_real": means["diversity"],
+        },
+        abs=1e-6,
+    )
+    assert means["diversity"] > 0.1
+    assert all(score.interval is not None for score in result.scores.values())
     assert set(result.by_kind) == {"trained", "held out"}
     assert result.scores["retrieval_top1"].num == 2 * len(NAMES)
     assert result.scores["retrieval_top5"].baselines.chance == 5 / len(NAMES)
@@ -63,6 +77,36 @@ def test_one_who_draws_the_same_concept_always_scores_the_majority(emoji: Path, 
         assert result.scores[name].mean == result.scores[name].baselines.majority
     assert result.scores["style_right"].mean == 1
     assert result.scores["style_right"].baselines.majority == 1 / 2
+    chance = result.scores["cosine_to_real"].baselines.chance
+    assert chance is not None
+    own = 1 / len(NAMES)
+    expected = own + (1 - own) * chance  # one of them is the right one, the others as good as any
+    assert result.scores["cosine_to_real"].mean == pytest.approx(expected, abs=0.1)
+    interval = result.scores["kid_efflite0"].interval
+    assert interval is not None
+    assert interval[0] > 0
+    assert result.scores["diversity"].mean < 0.7 * result.scores["diversity_of_real"].mean
+
+
+def test_a_run_that_goes_on_is_scored_as_one_that_was_never_stopped(emoji: Path, tmp_path: Path) -> None:
+    real = {c.prompt: c.real.rotate(20) for c in read_combinations(emoji)}
+
+    def evaluate(out: Path, *, fails_at: int | None = None) -> bytes:
+        morph = Drawer(lambda prompt, images: real[prompt].resize((SIZE, SIZE)), fails_at=fails_at)
+        evaluate_suites(morph, [EmojiDrawing(emoji, encoder=Corners())], out, stamp=STAMP, batch_size=7)
+        return (out / "scores.json").read_bytes()
+
+    whole = evaluate(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path / "out", fails_at=23)
+    assert evaluate(tmp_path / "out") == whole
+    assert evaluate(tmp_path / "out") == whole, "with all rows there"
+
+
+def test_sets_too_small_for_an_interval_have_no_score_of_a_set(emoji: Path, tmp_path: Path) -> None:
+    morph = Drawer(lambda prompt, images: Image.new("RGB", (SIZE, SIZE)))
+    (result,) = evaluate_suites(morph, [EmojiDrawing(emoji, encoder=Corners())], tmp_path, stamp=STAMP, limit=9)
+    assert set(result.scores) == {"retrieval_top1", "retrieval_top5", "style_right", "cosine_to_real"}
 
 
 def test_prompts_are_asked_as_the_set_asks_them(emoji: Path, tmp_path: Path) -> None:

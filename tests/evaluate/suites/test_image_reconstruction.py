@@ -14,6 +14,7 @@ from PIL import Image
 
 from diptych.evaluate.harness import evaluate_suites
 from diptych.evaluate.suites.image_reconstruction import MAX_PSNR, ImageReconstruction, compare_images
+from tiny_judges import small_efficientnet
 from toy_suite import STAMP
 
 pytest.importorskip("torchmetrics")
@@ -44,24 +45,26 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_equal_images_are_perfect(pictures: Path, tmp_path: Path) -> None:
-    suite = ImageReconstruction(pictures)
+    suite = ImageReconstruction(pictures, encoder=small_efficientnet())
     (result,) = evaluate_suites(Mirror(lambda image: image), [suite], tmp_path / "out", stamp=STAMP)
     assert result.scores["psnr"].mean == MAX_PSNR
     assert result.scores["ssim"].mean == pytest.approx(1)
+    assert result.scores["effnet_distance"].mean == 0
     assert {e.id for e in result.examples} == {"0.png", "2.png", "4.png", "more/1.png", "more/3.png", "more/5.png"}
 
 
 def test_the_mean_of_all_images_scores_the_majority_baseline(pictures: Path, tmp_path: Path) -> None:
     all_pixels = [np.asarray(Image.open(path), dtype=float) for path in pictures.rglob("*.png")]
     mean = Image.fromarray(np.mean(all_pixels, axis=0).round().astype(np.uint8))
-    suite = ImageReconstruction(pictures)
+    suite = ImageReconstruction(pictures, encoder=small_efficientnet())
     (result,) = evaluate_suites(Mirror(lambda image: mean), [suite], tmp_path / "out", stamp=STAMP)
-    for name, tolerance in (("psnr", 0.02), ("ssim", 0.002)):
+    for name, tolerance in (("psnr", 0.02), ("ssim", 0.002), ("effnet_distance", 0.002)):
         majority, chance = result.scores[name].baselines.majority, result.scores[name].baselines.chance
         assert majority is not None
         assert chance is not None
         assert result.scores[name].mean == pytest.approx(majority, abs=tolerance)
-        assert chance < majority
+        if name != "effnet_distance":  # of a random network
+            assert chance < majority
 
 
 def test_psnr_is_the_formulas_and_ssim_falls_with_noise() -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from diptych.evaluate.suites.known_suites import SUITES, build_suites
+from diptych.evaluate.suites.known_suites import JUDGED_SUITES, SUITES, build_suites
+from diptych.evaluate.suites.prompt_judges import Judges
 
 
 def test_every_name_builds_a_suite_of_that_name() -> None:
-    suites = build_suites(list(SUITES), {})
-    assert [suite.name for suite in suites] == list(SUITES)
+    names = [*SUITES, *JUDGED_SUITES]
+    suites = build_suites(names, {})
+    assert [suite.name for suite in suites] == names
     for suite in suites:
         assert suite.needs.abilities
         assert suite.words.endswith(".")
@@ -37,3 +39,9 @@ def test_a_given_folder_needs_no_embedded_pictures(tmp_path: Path) -> None:
 def test_a_wrong_name_is_told(tmp_path: Path, names: list[str], data: list[str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         build_suites(names, dict.fromkeys(data, tmp_path))
+
+
+def test_judges_that_no_suite_asks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--clip and --inception judge coco-30k, geneval, dpg"):
+        build_suites(["language"], {}, Judges(clip="openai/clip-vit-base-patch32"))
+    assert build_suites(["dpg", "language"], {"dpg": tmp_path}, Judges(clip="openai/clip-vit-base-patch32"))

@@ -1,4 +1,5 @@
-"""Drawing: is what is drawn from a name nearest to the real image of that name, and in the style asked for?"""
+"""Drawing: is what is drawn from a name nearest to the real image of that name, and how do all drawings lie among the
+real images?"""
 
 from __future__ import annotations
 
@@ -8,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from diptych.backbones.assets import cache_root
 from diptych.backbones.vision import load_image_encoder
+from diptych.data.images import image_to_tensor
 from diptych.evaluate.answering import Sampling, answer_in_images
-from diptych.evaluate.emoji_gallery import ENCODER, Combination, embed_pictures, place_in_gallery, read_combinations
-from diptych.evaluate.retrieval import embed_images
+from diptych.evaluate.bootstrap import Estimate
+from diptych.evaluate.emoji_gallery import ENCODER, Combination, place_in_gallery, read_combinations
+from diptych.evaluate.metrics.set_distances import FEWEST, estimate_diversity, estimate_kid
+from diptych.evaluate.retrieval import pooled_features
 from diptych.evaluate.suite import (
     Answer,
     Baselines,
@@ -38,32 +44,42 @@ class EmojiDrawing:
     """Every combination of concept and style by name; kinds: `trained`, `held out`, as the emoji set splits them."""
 
     name = "emoji-t2i"
-    version = 1
+    version = 2
     words = (
         "Emoji drawn from their names in two styles. Each drawing is compared with the real images of all concepts in "
         f"its style, by the cosine of {ENCODER} features at the size that the morph draws: is the right concept "
-        "first, or among the first five? Style right: the nearest real image of any style has the one asked for."
+        "first, or among the first five? Style right: the nearest real image of any style has the one asked for. "
+        "Cosine: with the real image of the prompt; chance: that of another concept in the same style. KID-EffLite0: "
+        "how far the drawings as a set lie from the real images of the same prompts, 0 if nowhere. Diversity: 1 - the "
+        f"mean cosine of two different drawings. The last two are told of {FEWEST} drawings or more."
     )
     metrics = (
         Metric("retrieval_top1", "right concept first"),
         Metric("retrieval_top5", "right concept among the first five"),
         Metric("style_right", "style right"),
+        Metric("cosine_to_real", "cosine to the real image", unit=""),
+        Metric("kid_efflite0", "KID-EffLite0", unit="", higher_is_better=False),
+        Metric("diversity", "diversity of the drawings", unit=""),
+        Metric("diversity_of_real", "diversity of the real images", unit=""),
     )
 
     def __init__(self, data: Path | None = None, *, encoder: Any = None) -> None:
         """`encoder`: what judges, in place of ENCODER."""
         needed = () if encoder is not None else (ENCODER,)
-        self.needs = Needs(("draws",), needed if data is not None else (*needed, *EMOJI_ASSETS))
+        assets = needed if data is not None else (*needed, *EMOJI_ASSETS)
+        self.needs = Needs(("draws",), assets, {"torchmetrics": "eval"})
         self._data = data
         self._encoder: Any = encoder
+        self._is_given = encoder is not None
+        self._encoded: EncodedImages | None = None
         self._gallery: list[Combination] = []
         self._by_id: dict[str, Combination] = {}
-        self._real = torch.zeros(0)
-        self._size = 0
+        self._real: dict[str, Tensor] = {}  # features [D] by id, of the whole gallery
+        self._drawn: dict[str, Tensor] = {}  # of what was drawn in this process
 
     def load_examples(self, progress: Progress) -> list[Example]:
         self._gallery = read_combinations(find_emoji_set(self._data, progress))
-        self._by_id = {f"{c.style}/{c.concept}": c for c in self._gallery}
+        self._by_id = {_id(c): c for c in self._gallery}
         return [
             Example(
                 id=id,
@@ -76,37 +92,54 @@ class EmojiDrawing:
         ]
 
     def prepare(self, morph: Any, progress: Progress) -> None:
-        """Embeds the real images; kept in the cache, by what they are and what judges them."""
-        self._size = morph.recipe.image_size
-        encoder, cache_dir, key = self._encoder, None, "given"
-        if encoder is None:
-            encoder = self._encoder = load_image_encoder(ENCODER).to(morph.device)
-            cache_dir, key = cache_root() / "tensors", encoder.cache_key[:16]
-        encoded = EncodedImages(
-            lambda images: embed_images(encoder, images),
-            key=f"pooled-{key}-{self._size}",
-            image_size=self._size,
-            cache_dir=cache_dir,
+        if self._encoder is None:
+            self._encoder = load_image_encoder(ENCODER).to(morph.device)
+        drawer = getattr(morph, "pixel_decoder", None) or morph
+        self._embed_real(drawer.recipe.image_size, progress)
+
+    def _embed_real(self, size: int, progress: Progress) -> None:
+        """Features of images at `size`; kept in the cache, by what they are and what judges them."""
+        if self._encoder is None:
+            self._encoder = load_image_encoder(ENCODER)
+        key = "given" if self._is_given else self._encoder.cache_key[:16]
+        self._encoded = EncodedImages(
+            self._features,
+            key=f"pooled-features-{key}-{size}",
+            image_size=size,
+            cache_dir=None if self._is_given else cache_root() / "tensors",
         )
         files = [str(c.file) for c in self._gallery]
         for start in range(0, len(files), _AT_ONCE):
-            encoded.prepare(files[start : start + _AT_ONCE])
+            self._encoded.prepare(files[start : start + _AT_ONCE])
             progress("embedding real images", min(start + _AT_ONCE, len(files)), len(files))
-        encoded.flush()
-        self._real = torch.stack([encoded.load(file) for file in files])
+        self._encoded.flush()
+        self._real = {_id(c): self._encoded.load(str(c.file)) for c in self._gallery}
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """One by one: a drawing has the same features, bit for bit, in its batch and when it is read again."""
+        return pooled_features(self._encoder, pixels, batch_size=1)
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
         drawn = answer_in_images(morph, [e.conversation() for e in examples], sampling)
         return [Answer(images=(image,)) for image in drawn]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:
-        mine: Tensor = embed_pictures(self._encoder, [answer.images[0] for answer in answers], size=self._size)
+        assert self._encoded is not None, "prepare comes first"
+        size = self._encoded.image_size
+        drawn = self._features(torch.stack([image_to_tensor(answer.images[0], size) for answer in answers]))
+        self._drawn |= {example.id: features for example, features in zip(examples, drawn, strict=True)}
+        mine, real = normalize(drawn, dim=-1), self._unit(self._gallery)
         asked = [self._by_id[example.id] for example in examples]
-        ranks, styles = place_in_gallery(mine, self._real, self._gallery, asked)
+        ranks, styles = place_in_gallery(mine, real, self._gallery, asked)
+        cosines = (mine * self._unit(asked)).sum(dim=1).tolist()
         return [
-            {f"retrieval_top{top}": float(rank < top) for top in TOPS} | {"style_right": float(style)}
-            for rank, style in zip(ranks, styles, strict=True)
+            {f"retrieval_top{top}": float(rank < top) for top in TOPS}
+            | {"style_right": float(style), "cosine_to_real": cosine}
+            for rank, style, cosine in zip(ranks, styles, cosines, strict=True)
         ]
+
+    def _unit(self, combinations: Sequence[Combination]) -> Tensor:
+        return normalize(torch.stack([self._real[_id(c)] for c in combinations]), dim=-1)
 
     def baselines(self, examples: Sequence[Example]) -> dict[str, Baselines]:
         """Who always draws the commonest concept or style of these examples, and who draws any of the set."""
@@ -118,7 +151,43 @@ class EmojiDrawing:
             f"retrieval_top{top}": Baselines(sum(by_concept[:top]) / len(asked), min(1.0, top / len(concepts)))
             for top in TOPS
         }
-        return retrieval | {"style_right": Baselines(by_style / len(asked), 1 / len(styles))}
+        cosine = {"cosine_to_real": Baselines(chance=self._chance_cosine(asked))} if self._real else {}
+        return retrieval | {"style_right": Baselines(by_style / len(asked), 1 / len(styles))} | cosine
+
+    def _chance_cosine(self, asked: Sequence[Combination]) -> float:
+        """The mean cosine of these real images with those of all other concepts in their style."""
+        total = 0.0
+        for style, num in Counter(c.style for c in asked).items():
+            own, all_of_it = (self._unit([c for c in of if c.style == style]) for of in (asked, self._gallery))
+            total += float((own @ all_of_it.sum(dim=0) - 1).sum()) / (len(all_of_it) - 1) if len(all_of_it) > 1 else num
+        return total / len(asked)
 
     def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
-        return summarise_means(self, examples, rows)
+        if not self._real:  # every row was there, so that nothing was prepared
+            with Image.open(folder / rows[0].images[0]) as image:
+                self._embed_real(image.width, lambda what, done, total: None)
+        summary = summarise_means(self, examples, rows)
+        if len(rows) < FEWEST:
+            return summary
+        drawn = torch.stack([self._features_of(row, folder) for row in rows])
+        real = torch.stack([self._real[example.id] for example in examples])
+        of_set = {
+            "kid_efflite0": estimate_kid(drawn, real, are_pairs=True),
+            "diversity": estimate_diversity(drawn),
+            "diversity_of_real": estimate_diversity(real),
+        }
+        return summary | {name: _metric_score(found) for name, found in of_set.items()}
+
+    def _features_of(self, row: Row, folder: Path) -> Tensor:
+        if row.id not in self._drawn:
+            assert self._encoded is not None
+            self._drawn[row.id] = self._encoded.load(str(folder / row.images[0]))
+        return self._drawn[row.id]
+
+
+def _id(combination: Combination) -> str:
+    return f"{combination.style}/{combination.concept}"
+
+
+def _metric_score(found: Estimate) -> MetricScore:
+    return MetricScore(found.mean, found.interval, found.num, Baselines())

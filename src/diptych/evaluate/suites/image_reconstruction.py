@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diptych.backbones.vision import ImageEncoder, load_image_encoder
 from diptych.data.builders.data_card import CARD_NAME
 from diptych.data.images import image_to_tensor, open_image
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling
-from diptych.evaluate.emoji_gallery import read_combinations
+from diptych.evaluate.emoji_gallery import ENCODER, read_combinations
+from diptych.evaluate.metrics.effnet_distance import effnet_distance
+from diptych.evaluate.metrics.reference_statistics import find_images
 from diptych.evaluate.suite import (
     Answer,
     Baselines,
@@ -31,9 +34,10 @@ from diptych.evaluate.suites.suite_data import EMOJI_ASSETS, find_emoji_set
 
 MAX_PSNR = 100.0
 """Decibels that equal images are given."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _WINDOW = 11
 _AT_ONCE = 32
+_MOST_COMPARED = 32
+"""Examples, drawn evenly, whose EffNet distance to the baselines' images is taken: each costs as much as a score."""
 
 
 class ImageReconstruction:
@@ -41,25 +45,31 @@ class ImageReconstruction:
     pixel decoder (VPiT)."""
 
     name = "reconstruction"
-    version = 1
+    version = 2
     words = (
         "Each image goes through the morph's latents (X-Fusion) or visual tokens (VPiT) and back, and is compared with "
-        "itself at the size that comes out: PSNR, and SSIM (windows of 11 pixels). Majority: the mean of all images in "
-        "place of each. Chance: another image in its place."
+        "itself at the size that comes out: PSNR, SSIM (windows of 11 pixels), and EffNet distance: by the feature "
+        f"maps of {ENCODER}, as LPIPS is by those of another network, with which it is not comparable. Majority: the "
+        "mean of all images in place of each. Chance: another image in its place."
     )
-    metrics = (Metric("psnr", "PSNR", unit="dB"), Metric("ssim", "SSIM", unit=""))
+    metrics = (
+        Metric("psnr", "PSNR", unit="dB"),
+        Metric("ssim", "SSIM", unit=""),
+        Metric("effnet_distance", "EffNet distance", unit="", higher_is_better=False),
+    )
 
-    def __init__(self, data: Path | None = None) -> None:
-        self.needs = Needs(("reconstructs",), () if data is not None else EMOJI_ASSETS, {"torchmetrics": "eval"})
+    def __init__(self, data: Path | None = None, *, encoder: ImageEncoder | None = None) -> None:
+        """`encoder`: an EfficientNet-Lite0 in place of the embedded one."""
+        assets = () if data is not None else EMOJI_ASSETS
+        assets += () if encoder is not None else (ENCODER,)
+        self.needs = Needs(("reconstructs",), assets, {"torchmetrics": "eval"})
         self._data = data
+        self._encoder = encoder
         self._size = 0
 
     def load_examples(self, progress: Progress) -> list[Example]:
         if self._data is not None and not (self._data / CARD_NAME).is_file():
-            found = sorted(path for path in self._data.rglob("*") if path.suffix.lower() in SUFFIXES)
-            if not found:
-                raise ValueError(f"{self._data} holds no images ({', '.join(SUFFIXES)}); give another folder")
-            return [_example(path.relative_to(self._data).as_posix(), path) for path in found]
+            return [_example(path.relative_to(self._data).as_posix(), path) for path in find_images(self._data)]
         combinations = read_combinations(find_emoji_set(self._data, progress))
         return [
             _example(f"{c.style}/{c.concept}", c.file, kind="held out" if c.held_out else "trained")
@@ -67,7 +77,13 @@ class ImageReconstruction:
         ]
 
     def prepare(self, morph: Any, progress: Progress) -> None:
-        pass
+        if self._encoder is None:
+            self._encoder = load_image_encoder(ENCODER).to(morph.device)
+
+    def _distance(self, images: Tensor, real: Tensor) -> list[float]:
+        if self._encoder is None:
+            self._encoder = load_image_encoder(ENCODER)
+        return effnet_distance(self._encoder, images, real).tolist()
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
         images = [open_image(e.images[0]) for e in examples]
@@ -77,7 +93,9 @@ class ImageReconstruction:
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:
         drawn = torch.stack([image_to_tensor(answer.images[0], answer.images[0].width) for answer in answers])
         real = torch.stack([image_to_tensor(open_image(e.images[0]), drawn.shape[-1]) for e in examples])
-        return compare_images(drawn, real)
+        distances = self._distance(drawn, real)
+        pairs = zip(compare_images(drawn, real), distances, strict=True)
+        return [scores | {"effnet_distance": distance} for scores, distance in pairs]
 
     def baselines(self, examples: Sequence[Example]) -> dict[str, Baselines]:
         if not self._size:
@@ -86,7 +104,7 @@ class ImageReconstruction:
         for example in examples:
             mean += self._open(example) / len(examples)
         others = [*examples[1:], examples[0]]
-        totals = {metric.name: [0.0, 0.0] for metric in self.metrics}
+        totals = {name: [0.0, 0.0] for name in ("psnr", "ssim")}
         for start in range(0, len(examples), _AT_ONCE):
             real = torch.stack([self._open(e) for e in examples[start : start + _AT_ONCE]])
             other = torch.stack([self._open(e) for e in others[start : start + _AT_ONCE]])
@@ -94,7 +112,13 @@ class ImageReconstruction:
                 for scores in compare_images(images, real):
                     for name, value in scores.items():
                         totals[name][place] += value / len(examples)
+        compared = range(0, len(examples), -(-len(examples) // _MOST_COMPARED))
+        distances = [self._baseline_distances(mean, examples[i], others[i]) for i in compared]
+        totals["effnet_distance"] = [sum(column) / len(distances) for column in zip(*distances, strict=True)]
         return {name: Baselines(*pair) for name, pair in totals.items()}
+
+    def _baseline_distances(self, mean: Tensor, example: Example, other: Example) -> list[float]:
+        return self._distance(torch.stack([mean, self._open(other)]), self._open(example)[None])
 
     def _open(self, example: Example) -> Tensor:
         return image_to_tensor(open_image(example.images[0]), self._size)
