@@ -12,6 +12,8 @@ from typing import Any
 
 from diptych.evaluate.answering import Sampling
 from diptych.evaluate.result_files import SCORES, ResultFiles, open_results, read_json
+from diptych.evaluate.scored_suites import read_scored_suites
+from diptych.evaluate.shown_rows import keep_shown
 from diptych.evaluate.stamp import Stamp
 from diptych.evaluate.suite import (
     Answer,
@@ -74,8 +76,9 @@ def evaluate_suites(
             examples = chosen[suite.name]
             _answer_missing(morph, suite, examples, files, sampling, batch_size, progress)
             results.append(summarise(suite, examples, files.of_suite(suite.name), out))
+            keep_shown(examples, results[-1].rows, suite.metrics, out)
         files.write_scores(collect_scores(results, files.stamp, out))
-        files.write_report(render_suites(results, files.stamp, out))
+        files.write_report(render_suites(read_scored_suites(out), list(files.rows.values()), files.stamp, out))
     return results
 
 
