@@ -21,6 +21,7 @@ from diptych.commands import (
     generating,
     probing,
     reconstructing,
+    reporting,
     running_demo,
     training,
 )
@@ -90,6 +91,7 @@ app.command("generate")(generating.generate)
 app.command("reconstruct")(reconstructing.reconstruct)
 app.command("probe")(probing.probe)
 app.command("eval")(evaluating.evaluate)
+app.command("report")(reporting.report)
 app.command("demo")(running_demo.demo)
 app.add_typer(datasets.app, name="data")
 app.add_typer(asset_commands.app, name="assets")

@@ -11,7 +11,7 @@ WIDTH, HEIGHT = 520, 240
 NUM_COLOURS = 6
 MOST_POINTS = 600
 """Of one line; more are told by the means of neighbours."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 12, 40
 _MOST_LETTERS = 34
 """Of a name beside an interval."""
 
@@ -86,11 +86,14 @@ def draw_chart(lines: Sequence[Line], *, title: str, x_label: str, y_label: str,
     for line in sorted(kept, key=lambda line: not line.is_faint):
         path = " ".join("{:.1f},{:.1f}".format(*place(x, scale_y(y))) for x, y in line.points)
         kind = f"{'faint' if line.is_faint else 'line'} {series_class(line.series)}"
+        if len(line.points) == 1 and not line.is_faint:  # a line of one point is not to be seen
+            at_x, at_y = path.split(",")
+            parts.append(f'<circle class="point {series_class(line.series)}" cx="{at_x}" cy="{at_y}" r="3"/>')
         parts.append(f'<polyline class="{kind}" points="{path}"><title>{escape(line.name)}</title></polyline>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     at = f"{HEIGHT / 2 - 14:.0f}"
-    turned = f'x="12" y="{at}" text-anchor="middle" transform="rotate(-90 12 {at})"'
+    turned = f'x="11" y="{at}" text-anchor="middle" transform="rotate(-90 11 {at})"'
     parts.append(f'<text class="label" {turned}>{escape(y_label)}</text>')
     return "".join([*parts, "</svg>"])
 

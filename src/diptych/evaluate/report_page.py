@@ -28,7 +28,8 @@ p { max-width: 760px; } p.note, small { color: var(--soft); } p.note { font-size
 table { border-collapse: collapse; width: 100%; font-size: 15px; }
 th, td { text-align: right; padding: 8px 12px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; padding-left: 0; min-width: 150px; }
-.words th, .words td { text-align: left; white-space: normal; vertical-align: top; }
+.words th, .words td { text-align: left; white-space: normal; vertical-align: top; overflow-wrap: anywhere; }
+.words td { min-width: 90px; max-width: 320px; }
 th { color: var(--soft); font-weight: 500; font-size: 14px; }
 .score { font-variant-numeric: tabular-nums; font-weight: 600; }
 .badge { display: inline-block; border-radius: 9px; padding: 0 7px; font-size: 12px; line-height: 18px;
@@ -47,6 +48,7 @@ figcaption { font-size: 13px; line-height: 1.4; overflow-wrap: anywhere; }
 .charts figure { margin: 0; } .chart { width: 100%; height: auto; }
 .chart .line { fill: none; stroke: var(--own); stroke-width: 2; stroke-linejoin: round; }
 .chart .faint { fill: none; stroke: var(--own); stroke-width: 1; opacity: .3; } .line.dashed { stroke-dasharray: 6 4; }
+.chart .point { fill: var(--own); }
 .series-0 { --own: var(--line); } .series-1 { --own: var(--line-1); } .series-2 { --own: var(--line-2); }
 .series-3 { --own: var(--line-3); } .series-4 { --own: var(--line-4); } .series-5 { --own: var(--line-5); }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: 14px; max-width: none; }
@@ -141,3 +143,15 @@ def image_tag(image: Image.Image, description: str) -> str:
         f'<img src="data:image/png;base64,{encoded}" alt="{text(description)}" width="{image.width}" '
         f'height="{image.height}">'
     )
+
+
+def grids(named: Sequence[tuple[str, Image.Image]]) -> str:
+    """Wide images, one below the other, each under its name."""
+    return "".join(
+        f'<figure class="grid"><figcaption>{text(name)}</figcaption>{image_tag(grid, name)}</figure>'
+        for name, grid in named
+    )
+
+
+def code(content: str) -> str:
+    return f"<pre>{text(content)}</pre>"
