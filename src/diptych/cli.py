@@ -21,6 +21,7 @@ from diptych.commands import (
     generating,
     probing,
     reconstructing,
+    reporting,
     running_demo,
     training,
 )
@@ -91,6 +92,7 @@ app.command("reconstruct")(reconstructing.reconstruct)
 app.command("probe")(probing.probe)
 app.command("eval")(evaluating.evaluate)
 app.command("eval-reference")(evaluating.make_reference)
+app.command("report")(reporting.report)
 app.command("demo")(running_demo.demo)
 app.add_typer(datasets.app, name="data")
 app.add_typer(asset_commands.app, name="assets")

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.evaluate.charts import HEIGHT, WIDTH, Interval, Line, draw_chart, draw_intervals, smooth
+from diptych.evaluate.charts import (
+    HEIGHT,
+    MOST_POINTS,
+    NUM_COLOURS,
+    WIDTH,
+    Interval,
+    Line,
+    draw_chart,
+    draw_intervals,
+    smooth,
+    thin_out,
+)
 
 POINTS = st.lists(st.tuples(st.floats(0, 1e6), st.floats(allow_nan=True, allow_infinity=True, width=32)), max_size=20)
 
@@ -56,3 +67,29 @@ def test_intervals_stand_in_order_on_one_axis() -> None:
 def test_any_intervals_give_a_chart(values: list[float]) -> None:
     shown = [Interval("x", value, (value, value)) for value in values]
     assert ElementTree.fromstring(draw_intervals(shown, title="t", x_label="x"))
+
+
+def test_lines_of_many_series_are_told_apart() -> None:
+    lines = [Line(str(n), [(0, n), (1, n)], series=n) for n in range(2 * NUM_COLOURS)]
+    root = ElementTree.fromstring(draw_chart(lines, title="t", x_label="x", y_label="y"))
+    classes = [line.attrib["class"] for line in root.iter("polyline")]
+    assert len(set(classes)) == 2 * NUM_COLOURS
+
+
+@given(st.integers(0, 5 * MOST_POINTS))
+def test_thinning_keeps_the_mean_and_a_bound(num: int) -> None:
+    points = [(float(x), float(x % 7)) for x in range(num)]
+    thinned = thin_out(points)
+    assert len(thinned) <= MOST_POINTS
+    assert thinned == points or num > MOST_POINTS
+    assert [x for x, _ in thinned] == sorted(x for x, _ in thinned)
+    if num % MOST_POINTS == 0 and num:
+        assert sum(y for _, y in thinned) / len(thinned) == pytest.approx(sum(y for _, y in points) / num)
+
+
+def test_a_diamond_stands_at_its_value() -> None:
+    shown = [Interval("a", 0.5, (0.4, 0.6), tick=0.25, diamond=0.1), Interval("b", 0.5, (0.4, 0.6))]
+    root = ElementTree.fromstring(draw_intervals(shown, title="t", x_label="share", bounds=(0, 1)))
+    (diamond,) = root.iter("path")
+    (tick,) = (line for line in root.iter("line") if line.attrib["class"] == "tick")
+    assert float(diamond.attrib["d"].split()[0][1:]) < float(tick.attrib["x1"])

@@ -7,8 +7,9 @@ import io
 
 from PIL import Image
 
+from diptych.evaluate.curve_figures import Curve
 from diptych.evaluate.language_check import LanguageCheck
-from diptych.evaluate.report import Answer, Curve, Drawing, Report, ScoreRow, render_report
+from diptych.evaluate.report import Answer, Drawing, Report, ScoreRow, render_report
 from diptych.evaluate.scores import Score
 from html_page import Page
 
@@ -33,7 +34,7 @@ def build(**changes: object) -> Report:
         "held_out_drawings": drawings[:1],
         "answers": answers,
         "held_out_answers": [],
-        "curves": [Curve("Loss", "loss", [(0.1, 2.0), (0.2, 1.0)], True)],
+        "curves": [Curve("Loss", "loss", {"": [(0.1, 2.0), (0.2, 1.0)]}, True)],
         "grids": [("step 10", RED)],
         "facts": {"machine": NASTY},
         "settings": "seed: 0\nname: " + NASTY,

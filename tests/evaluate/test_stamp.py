@@ -40,10 +40,11 @@ def test_a_morph_that_draws_no_pixels_is_stamped_all_the_same() -> None:
 
 
 def test_differences_name_the_key_and_both_values() -> None:
-    one = {"seed": 0, "recipe": {"a": 1, "b": {"c": [1, 2]}}, "gone": "x"}
-    other = {"seed": 0, "recipe": {"a": 1, "b": {"c": [1, 3]}}, "new": None}
+    one = {"seed": 0, "recipe": {"a": 1, "b": {"c": [1, 2], "d": [{"e": 1}, {"e": 2}]}}, "gone": "x"}
+    other = {"seed": 0, "recipe": {"a": 1, "b": {"c": [1, 3], "d": [{"e": 1}, {"e": 3}]}}, "new": None}
     assert stamp_differences(one, other) == [
         "recipe.b.c: [1, 2], not [1, 3]",
+        "recipe.b.d.1.e: 2, not 3",
         "gone: x, not nothing",
         "new: nothing, not None",
     ]

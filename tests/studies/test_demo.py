@@ -22,6 +22,7 @@ from diptych.evaluate.emoji_gallery import read_combinations
 from diptych.models.checkpoint import load_morph
 from diptych.studies import demo, demo_evaluation
 from diptych.studies.demo import demo_recipe, find_recipe, run_demo
+from diptych.studies.run_report import report_runs
 from diptych.train.log import read_log
 from emoji_packages import FOLDERS, NAMES, entry, write_packages
 
@@ -134,11 +135,18 @@ def test_the_report_opens_offline_and_shows_every_combination(finished: Path) ->
     assert "CC BY-SA 4.0" in html, "the terms of the images go where the images go"
 
 
+def test_the_page_about_runs_has_the_demos_scores_and_costs(finished: Path) -> None:
+    page = report_runs([finished])
+    for told in ("Run demo", "complete", "Drawing: right concept first", "FLOPs of each image token", "commit"):
+        assert told in page, told
+    assert page.count("<img ") == 2, "the grids of both steps"
+
+
 def test_what_is_done_is_not_done_again(finished: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(demo, "run_training", refuse)
+    monkeypatch.setattr(demo, "train_with_record", refuse)
     before = (finished / "scores.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(demo, "evaluate_demo", refuse)

@@ -16,7 +16,15 @@ from safetensors.torch import load_file
 
 from diptych.train import durable
 from diptych.train.checkpoint import CheckpointError, find_latest, list_checkpoints, write_checkpoint
-from diptych.train.durable import find_damage, publish_folder, remove_incomplete, replace_file, write_tensors
+from diptych.train.durable import (
+    find_damage,
+    is_held,
+    only_writer,
+    publish_folder,
+    remove_incomplete,
+    replace_file,
+    write_tensors,
+)
 from train.toy_method import make_snapshot
 
 
@@ -190,3 +198,12 @@ def test_every_bit_of_the_manifest_matters(tmp_path: Path) -> None:
         damage = find_damage(folder)
         assert damage is not None
         assert "manifest.json" in damage
+
+
+def test_a_folder_is_held_as_long_as_its_run_lasts(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)
+    with only_writer(tmp_path):
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    with only_writer(tmp_path):  # asking took nothing away
+        pass

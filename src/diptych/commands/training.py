@@ -45,12 +45,12 @@ def _train_one(recipe: Settings) -> int:
     from diptych.distributed import main_first
     from diptych.models.accounts.width_matching import match_widths
     from diptych.models.registry import build_method
-    from diptych.train.loop import run_training
+    from diptych.studies.training_record import train_with_record
 
     with main_first():  # the first to build fills the caches that the others then read
         settings = match_widths(recipe)
         method = build_method(settings)
-    return run_training(settings, method).exit_code
+    return train_with_record(settings, method).exit_code
 
 
 def inspect(

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 520, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 40
+NUM_COLOURS = 6
+MOST_POINTS = 600
+"""Of one line; more are told by the means of neighbours."""
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 12, 40
+_MOST_LETTERS = 34
+"""Of a name beside an interval."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) in the order of x. `is_faint`: behind the others, thin (raw values behind a smoothed line)."""
+    """Points (x, y) in the order of x. `is_faint`: behind the others, thin (raw values behind a smoothed line).
+    `series`: its colour, in turns of NUM_COLOURS; later turns are dashed."""
 
     name: str
     points: Sequence[tuple[float, float]]
     is_faint: bool = False
+    series: int = 0
+
+
+def thin_out(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS, each the mean of as many neighbours."""
+    size = -(-len(points) // MOST_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), max(1, size))]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def smooth(points: Sequence[tuple[float, float]], *, window: int) -> list[tuple[float, float]]:
@@ -36,7 +50,7 @@ def draw_chart(lines: Sequence[Line], *, title: str, x_label: str, y_label: str,
 
     Values that are not finite (or not above 0, with `is_log`) are left out; a chart without points says so.
     """
-    kept = [Line(line.name, [p for p in line.points if _can_show(p, is_log)], line.is_faint) for line in lines]
+    kept = [replace(line, points=[p for p in line.points if _can_show(p, is_log)]) for line in lines]
     points = [point for line in kept for point in line.points]
     head = (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
@@ -71,33 +85,43 @@ def draw_chart(lines: Sequence[Line], *, title: str, x_label: str, y_label: str,
         )
     for line in sorted(kept, key=lambda line: not line.is_faint):
         path = " ".join("{:.1f},{:.1f}".format(*place(x, scale_y(y))) for x, y in line.points)
-        kind = "faint" if line.is_faint else "line"
+        kind = f"{'faint' if line.is_faint else 'line'} {series_class(line.series)}"
+        if len(line.points) == 1 and not line.is_faint:  # a line of one point is not to be seen
+            at_x, at_y = path.split(",")
+            parts.append(f'<circle class="point {series_class(line.series)}" cx="{at_x}" cy="{at_y}" r="3"/>')
         parts.append(f'<polyline class="{kind}" points="{path}"><title>{escape(line.name)}</title></polyline>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     at = f"{HEIGHT / 2 - 14:.0f}"
-    turned = f'x="12" y="{at}" text-anchor="middle" transform="rotate(-90 12 {at})"'
+    turned = f'x="11" y="{at}" text-anchor="middle" transform="rotate(-90 11 {at})"'
     parts.append(f'<text class="label" {turned}>{escape(y_label)}</text>')
     return "".join([*parts, "</svg>"])
 
 
+def series_class(series: int) -> str:
+    """Of the page's style sheet: colour, and dashes from the second turn on."""
+    return f"series-{series % NUM_COLOURS}{' dashed' if series >= NUM_COLOURS else ''}"
+
+
 @dataclass(frozen=True)
 class Interval:
-    """A value with its interval; `tick`: what it is to be compared with."""
+    """A value with its interval; `tick`, `diamond`: what it is to be compared with."""
 
     name: str
     value: float
     interval: tuple[float, float]
     tick: float | None = None
+    diamond: float | None = None
 
 
 def draw_intervals(
     intervals: Sequence[Interval], *, title: str, x_label: str, bounds: tuple[float, float] | None = None
 ) -> str:
-    """An <svg> element with a row for each: a dot, its interval as a whisker, its tick. `bounds`: of the axis; None:
-    those of what is shown."""
-    left, height = 130, _TOP + 24 * len(intervals) + _BOTTOM
-    edges = [edge for one in intervals for edge in (*one.interval, one.value, one.tick) if edge is not None]
+    """An <svg> element with a row for each: a dot, its interval as a whisker, its tick and diamond. `bounds`: of the
+    axis; None: those of what is shown."""
+    longest = max((len(one.name) for one in intervals), default=0)
+    left, height = min(max(60, 7 * longest + 14), WIDTH // 2), _TOP + 24 * len(intervals) + _BOTTOM
+    edges = [e for one in intervals for e in (*one.interval, one.value, one.tick, one.diamond) if e is not None]
     low, high = bounds or _widen(min(edges, default=0.0), max(edges, default=1.0))
 
     def place(x: float) -> float:
@@ -113,12 +137,17 @@ def draw_intervals(
     for number, one in enumerate(intervals):
         y = _TOP + 24 * number + 12
         from_x, to_x = (place(edge) for edge in one.interval)
-        parts.append(f'<text class="label" x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(one.name)}</text>')
+        told = one.name if len(one.name) <= _MOST_LETTERS else f"{one.name[: _MOST_LETTERS - 1]}…"
+        parts.append(f'<text class="label" x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(told)}</text>')
         parts.append(f'<line class="whisker" x1="{from_x:.1f}" x2="{to_x:.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="dot" cx="{place(one.value):.1f}" cy="{y}" r="4"/>')
         if one.tick is not None:
             x = place(one.tick)
             parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 8}" y2="{y + 8}"/>')
+        if one.diamond is not None:
+            x = place(one.diamond)
+            corners = f"M{x:.1f} {y - 5} L{x + 5:.1f} {y} L{x:.1f} {y + 5} L{x - 5:.1f} {y} Z"
+            parts.append(f'<path class="diamond" d="{corners}"/>')
     middle = (left + WIDTH - _RIGHT) / 2
     parts.append(f'<text class="label" x="{middle}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
     return "".join([*parts, "</svg>"])

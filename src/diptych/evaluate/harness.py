@@ -12,6 +12,8 @@ from typing import Any
 
 from diptych.evaluate.answering import Sampling
 from diptych.evaluate.result_files import SCORES, ResultFiles, open_results, read_json
+from diptych.evaluate.scored_suites import read_scored_suites
+from diptych.evaluate.shown_rows import keep_shown
 from diptych.evaluate.stamp import Stamp
 from diptych.evaluate.suite import (
     Answer,
@@ -81,9 +83,10 @@ def evaluate_suites(
             results.append(summarise(suite, examples, files.of_suite(suite.name), out))
             if isinstance(suite, Exporting):
                 suite.export(results[-1].rows, out)
+            keep_shown(examples, results[-1].rows, suite.metrics, out)
         scores = collect_scores(results, files.stamp, out)
         files.write_scores(scores if cost is None else {**scores, "cost": dict(cost)})
-        files.write_report(render_suites(results, files.stamp, out))
+        files.write_report(render_suites(read_scored_suites(out), list(files.rows.values()), files.stamp, out))
     return results
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from diptych.evaluate.charts import Line, draw_chart, smooth
+from diptych.evaluate.curve_figures import Curve, draw_curves
 from diptych.evaluate.language_check import LanguageCheck
 from diptych.evaluate.report_page import (
     badge,
     cards,
+    code,
     definition_list,
     details,
+    grids,
     image_pair,
     image_tag,
     page,
@@ -53,16 +55,6 @@ class Answer:
     answer: str
     truth: str
     is_right: bool
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A value over minutes of training. `is_log`: drawn on a logarithmic scale."""
-
-    title: str
-    y_label: str
-    points: Sequence[tuple[float, float]]
-    is_log: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,9 +108,9 @@ def render_report(report: Report) -> str:
             "The language model is untouched" if report.keeps_language else "The language model was trained",
             _language(report.language),
         ),
-        section("Training", _curves(report.curves)),
-        section("The same prompts as training went on", _grids(report.grids)),
-        section("Run", definition_list(report.facts) + details("Settings: the whole recipe", _code(report.settings))),
+        section("Training", draw_curves(report.curves) or paragraph("Nothing was logged.")),
+        section("The same prompts as training went on", grids(report.grids) or paragraph("None were drawn.")),
+        section("Run", definition_list(report.facts) + details("Settings: the whole recipe", code(report.settings))),
         section("Images and words", "".join(map(paragraph, report.licences)) or paragraph("none")),
     ]
     return page(report.title, report.summary, "".join(sections))
@@ -202,28 +194,3 @@ def _language(check: LanguageCheck) -> str:
         f"{'bit for bit the same' if check.same_weights else 'not the same'}."
     )
     return paragraph(told)
-
-
-def _curves(curves: Sequence[Curve]) -> str:
-    charts = []
-    for curve in curves:
-        lines = [
-            Line("as logged", curve.points, is_faint=True),
-            Line("smoothed", smooth(curve.points, window=max(1, len(curve.points) // 20))),
-        ]
-        labels = {"x_label": "minutes of training", "y_label": curve.y_label}
-        chart = draw_chart(lines, title=curve.title, is_log=curve.is_log, **labels)
-        charts.append(f"<figure><figcaption>{text(curve.title)}</figcaption>{chart}</figure>")
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else paragraph("Nothing was logged.")
-
-
-def _grids(grids: Sequence[tuple[str, Image.Image]]) -> str:
-    shown = [
-        f'<figure class="grid"><figcaption>{text(name)}</figcaption>{image_tag(grid, name)}</figure>'
-        for name, grid in grids
-    ]
-    return "".join(shown) or paragraph("None were drawn.")
-
-
-def _code(content: str) -> str:
-    return f"<pre>{text(content)}</pre>"

@@ -77,10 +77,12 @@ def stamp_differences(
 
 
 def flatten(entries: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, keys joined by dots."""
+    """Nested settings as one level, keys joined by dots; of a list of settings, numbers are keys."""
     flat: dict[str, Any] = {}
     for key, value in entries.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
+            flat |= flatten({str(number): entry for number, entry in enumerate(value)}, f"{prefix}{key}.")
+        elif isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

@@ -12,7 +12,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -206,6 +206,8 @@ class SuiteResult:
 
     def as_dict(self) -> dict[str, Any]:
         return {
+            "words": self.suite.words,
+            "metrics": [asdict(metric) for metric in self.suite.metrics],
             "headline": self.suite.metrics[0].name,
             "n": len(self.rows),
             "scores": {name: score.as_dict() for name, score in self.scores.items()},

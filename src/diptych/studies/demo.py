@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from diptych.backbones.language import LanguageModel
 from diptych.backbones.weight_hash import hash_folder
 from diptych.config import Recipe, load_recipe
 from diptych.data.builders.emoji import PACKAGES, build_emoji
-from diptych.evaluate.machine import describe_machine
 from diptych.evaluate.report import format_share, render_report
 from diptych.models.accounts.width_matching import match_widths
 from diptych.models.checkpoint import load_morph
@@ -24,9 +22,9 @@ from diptych.models.registry import build_method
 from diptych.studies.demo_evaluation import Evaluation, collect_scores, evaluate_demo
 from diptych.studies.demo_report import build_report, score_rows
 from diptych.studies.stage_display import StageDisplay
+from diptych.studies.training_record import RECORD, train_with_record
 from diptych.train.durable import replace_file
 from diptych.train.log import read_log
-from diptych.train.loop import run_training
 from diptych.train.progress import format_seconds
 
 NUM_CONCEPTS = 200
@@ -102,7 +100,7 @@ def _run(
         display.say("already evaluated; delete scores.json to do it again")
         print(f"report: {out / 'report.html'}")
         return 0
-    training = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    training = json.loads((out / RECORD).read_text(encoding="utf-8"))
     morph = load_morph(out / "morph", language_model=language, trust_remote_code=recipe.trust_remote_code)
     with display.progress() as progress:
         evaluation = evaluate_demo(out / "data", morph, recipe, progress=progress, encoder=encoder)
@@ -156,12 +154,12 @@ def find_recipe(name: str) -> Path:
 
 def _is_trained(out: Path, recipe: Recipe) -> bool:
     """Whether training came to its end here, with what decides over it. With other settings it goes on."""
-    if not (out / "training.json").is_file() or not (out / "morph" / "config.json").is_file():
+    if not (out / RECORD).is_file() or not (out / "morph" / "config.json").is_file():
         return False
     try:
-        trained = dict(json.loads((out / "training.json").read_text(encoding="utf-8"))["recipe"])
+        trained = dict(json.loads((out / RECORD).read_text(encoding="utf-8"))["recipe"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{out / 'training.json'} is damaged ({error}); delete it and run again") from error
+        raise ValueError(f"{out / RECORD} is damaged ({error}); delete it and run again") from error
     asked = recipe.model_dump(mode="json")
     return {**trained, "sample": None} == {**asked, "sample": None}
 
@@ -180,24 +178,12 @@ def _is_evaluated(out: Path, recipe: Recipe) -> bool:
 
 def _train(out: Path, recipe: Recipe, display: StageDisplay) -> tuple[int, LanguageModel | None]:
     """Gives the exit code and the language model beside which was trained, so that it is this one that is checked."""
-    (out / "training.json").unlink(missing_ok=True)  # it tells of a training that came to its end
     method: Any = build_method(recipe)
-    result = run_training(recipe, method)
+    result = train_with_record(recipe, method)
     if result.interrupted:
         learnt = f"step {result.step}, {format_seconds(result.train_seconds)} of training"
         display.say(f"stopped; what was learnt ({learnt}) is kept in {out}, and {GO_ON}")
         return result.exit_code, None
-    rows = read_log(out / "log.jsonl")
-    training = {
-        "steps": result.step,
-        "train_seconds": result.train_seconds,
-        "samples_per_second": statistics.median([row["samples_per_second"] for row in rows] or [0.0]),
-        "loader_wait": statistics.median([row["loader_wait"] for row in rows] or [0.0]),
-        "skipped_steps": result.skipped_steps,
-        "machine": describe_machine(),
-        "recipe": recipe.model_dump(mode="json"),
-    }
-    replace_file(out / "training.json", (json.dumps(training, indent=2) + "\n").encode())
     # VPiT trains the language model itself, so that this one is not the base any more.
     return 0, method.morph.language if recipe.method == "xfusion" else None
 

@@ -14,11 +14,13 @@ from diptych.config import Recipe
 from diptych.data.builders.data_card import read_card
 from diptych.data.builders.emoji import STYLE_WORDS
 from diptych.data.images import image_to_tensor, tensor_to_image
+from diptych.evaluate.curve_figures import Curve
 from diptych.evaluate.emoji_gallery import BATCH_SIZE, ENCODER, Combination
 from diptych.evaluate.naming import is_named
-from diptych.evaluate.report import Answer, Curve, Drawing, Report, ScoreRow, TableSection, format_share
+from diptych.evaluate.report import Answer, Drawing, Report, ScoreRow, TableSection, format_share
 from diptych.evaluate.scores import Mean, Score
 from diptych.studies.demo_evaluation import QUESTION, Evaluation, Outcome
+from diptych.studies.run_files import open_grids
 from diptych.studies.visual_token_evaluation import KINDS
 from diptych.train.progress import format_seconds
 
@@ -80,7 +82,7 @@ def build_report(
         answers=[_answer(pair, size) for pair in _with_mistakes(trained)],
         held_out_answers=[_answer(pair, size) for pair in held_out[:NUM_DRAWINGS]],
         curves=_curves(log_rows) + _measured(log_rows),
-        grids=_grids(out / "samples"),
+        grids=open_grids(out, NUM_GRIDS),
         facts=_facts(evaluation, recipe, scores),
         settings=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         licences=[
@@ -145,9 +147,9 @@ def _curves(log_rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
     for name in sorted(found, key=lambda name: list(CURVES).index(name) if name in CURVES else len(CURVES)):
         title, label, is_log = CURVES.get(name, (name, "loss", False))
         points = [(row["train_seconds"] / 60, row["losses"][name]) for row in log_rows if name in row["losses"]]
-        curves.append(Curve(title, label, points, is_log))
+        curves.append(Curve(title, label, {"": points}, is_log))
     speed = [(row["train_seconds"] / 60, row["samples_per_second"]) for row in log_rows]
-    return [*curves, Curve("Speed of training", "samples per second", speed)] if log_rows else []
+    return [*curves, Curve("Speed of training", "samples per second", {"": speed})] if log_rows else []
 
 
 def _measured(log_rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
@@ -157,7 +159,7 @@ def _measured(log_rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
         for row in log_rows
         if "free_running_cosine" in row.get("measures", {})
     ]
-    return [Curve("Drawing: free-running cosine, training prompts", "cosine", points)] if points else []
+    return [Curve("Drawing: free-running cosine, training prompts", "cosine", {"": points})] if points else []
 
 
 def _visual_tokens(evaluation: Evaluation) -> list[TableSection]:
@@ -199,18 +201,6 @@ def _mean_with_interval(mean: Mean) -> str:
 def _with_interval(score: Score) -> str:
     low, high = score.interval
     return f"{format_share(score.value)} ({format_share(low)} to {format_share(high)})"
-
-
-def _grids(folder: Path) -> list[tuple[str, Image.Image]]:
-    paths = sorted(folder.glob("step-*.png"))
-    last = len(paths) - 1
-    if len(paths) > NUM_GRIDS:
-        paths = [paths[round(k * last / (NUM_GRIDS - 1))] for k in range(NUM_GRIDS)]
-    grids = []
-    for path in paths:
-        with Image.open(path, formats=["PNG"]) as grid:
-            grids.append((f"step {int(path.stem.removeprefix('step-')):,}", grid.convert("RGB")))
-    return grids
 
 
 def _facts(evaluation: Evaluation, recipe: Recipe, scores: Mapping[str, Any]) -> dict[str, str]:

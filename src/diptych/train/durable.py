@@ -183,6 +183,18 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a run holds the folder at this moment (`only_writer`)."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def remove_incomplete(folder: Path) -> None:
     """Clears what a killed process left half-written in a folder, and takes back what it was about to replace."""
     for path in folder.glob(f"{REPLACED}*"):
