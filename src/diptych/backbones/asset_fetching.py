@@ -104,7 +104,7 @@ def _run(command: list[str], folder: Path, *, what: str, environment: Mapping[st
     """Runs a client in `folder`. Ctrl-C ends it too. Its own temporary files go below `folder`, and so away."""
     temporary = folder / "client-temporary"
     temporary.mkdir(exist_ok=True)
-    own = os.environ | {"TMPDIR": str(temporary)} | environment
+    own = os.environ | {"TMPDIR": str(temporary)} | dict(environment)
     try:
         done = subprocess.run(
             command, cwd=folder, env=own, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
