@@ -42,10 +42,10 @@ def compare_texts(
         raise ValueError("a text without a token has nothing to be predicted")
     found: dict[int, TextComparison] = {}
     for places, ids in _batches(sequences):
-        mine, theirs = (log_softmax(_finite(of(ids)).float(), dim=-1) for of in (logits_of, base_logits_of))
+        both = logits_of(ids), base_logits_of(ids)
         for row, place in enumerate(places):
             num = len(sequences[place]) - 1
-            own, base = mine[row, :num], theirs[row, :num]
+            own, base = (_log_probabilities(logits[row, :num]) for logits in both)
             targets = ids[row, 1 : num + 1, None].to(own.device)
             found[place] = TextComparison(
                 num_tokens=num,
@@ -77,11 +77,12 @@ def score_choices(
             jobs.append((len(start), [*start, *ending]))
     totals = [0.0] * len(jobs)
     for places, ids in _batches([sequence for _, sequence in jobs]):
-        likely = log_softmax(_finite(logits_of(ids)).float(), dim=-1)
+        logits = logits_of(ids)
         for row, place in enumerate(places):
             start, sequence = jobs[place]
+            likely = _log_probabilities(logits[row, start - 1 : len(sequence) - 1])
             targets = ids[row, start : len(sequence), None].to(likely.device)
-            totals[place] = float(likely[row, start - 1 : len(sequence) - 1].gather(1, targets).double().sum())
+            totals[place] = float(likely.gather(1, targets).double().sum())
     left = iter(totals)
     return [[next(left) for _ in own] for own in choices]
 
@@ -108,7 +109,7 @@ def _batches(sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Te
         yield padded()
 
 
-def _finite(logits: Tensor) -> Tensor:
+def _log_probabilities(logits: Tensor) -> Tensor:
     if not bool(logits.isfinite().all()):
         raise ValueError("logits are not finite; the language model's weights are damaged")
-    return logits
+    return log_softmax(logits.float(), dim=-1)

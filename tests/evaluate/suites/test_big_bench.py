@@ -13,7 +13,7 @@ from torch import Tensor
 from diptych.evaluate.harness import evaluate_suites
 from diptych.evaluate.suites.big_bench import BigBench, read_task
 from diptych.evaluate.suites.known_suites import build_suites
-from tiny_xfusion import build_language
+from tiny_xfusion import build_language, build_tiny_morph
 from toy_suite import STAMP
 
 LEGS = {"input": "How many legs do horses have?", "target_scores": {"two": 0, "four": 1, "six": 0}}
@@ -45,7 +45,7 @@ class Reader:
     """A language model that finds one ending of a text likeliest, by a rule that is given the text before it."""
 
     abilities = frozenset({"writes"})
-    language_model = object()
+    language_model = torch.nn.Linear(1, 1)
     device = torch.device("cpu")
 
     def __init__(self, rule: dict[str, str], tokenizer: Any) -> None:
@@ -93,6 +93,20 @@ def test_who_knows_scores_100_per_cent_and_the_base_what_it_scores(tasks: Path, 
     agreeing = [row.scores["same_choice"] for row in result.rows if row.scores["base_grade"]]
     assert 0 < base < 1
     assert sum(agreeing) >= len(agreeing) - 1  # a question of two right answers may be answered with either
+
+
+def test_a_model_with_the_weights_of_the_base_is_asked_once(tasks: Path, tmp_path: Path) -> None:
+    base = build_language()
+    morph, calls = build_tiny_morph(), []
+    base.model.register_forward_hook(lambda *told: calls.append(1))
+    (result,) = evaluate_suites(morph, [BigBench(tasks, base=base)], tmp_path / "same", stamp=STAMP)
+    assert not calls
+    assert result.scores["grade"].mean == result.scores["base_grade"].mean
+    with torch.no_grad():
+        morph.language_model.model.norm.weight.mul_(-1)
+    (result,) = evaluate_suites(morph, [BigBench(tasks, base=base)], tmp_path / "other", stamp=STAMP)
+    assert calls
+    assert result.scores["same_choice"].mean < 1
 
 
 def test_the_commonest_answers_score_the_majority_baseline(tasks: Path, tmp_path: Path) -> None:

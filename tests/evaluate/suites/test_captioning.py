@@ -71,12 +71,8 @@ def test_a_name_alone_holds_the_thing_and_is_no_whole_caption(emoji: Path, tmp_p
 
 
 def test_how_rare_words_are_is_told_by_the_whole_set() -> None:
-    references = {
-        "1": "tiger in 3D style",
-        "2": "pizza in flat style",
-        "3": "pizza in 3D style",
-        "4": "rose in flat style",
-    }
+    captions = ("tiger in 3D style", "pizza in flat style", "pizza in 3D style", "rose in flat style")
+    references = {str(number): caption for number, caption in enumerate(captions, start=1)}
     alone = score_cider({"1": "tiger in flat style"}, references)
     together = score_cider({"1": "tiger in flat style", "2": "rose"}, references)
     assert alone == {"1": together["1"]}

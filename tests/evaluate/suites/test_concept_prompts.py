@@ -1,4 +1,4 @@
-"""Laws of the qualitative prompts: what is right scores 100%, baselines are known, and all that is asked for is there."""
+"""Laws of the qualitative prompts: what is right scores 100%, baselines are known, everything named is there."""
 
 from __future__ import annotations
 
@@ -73,12 +73,8 @@ def test_any_right_thing_in_any_style_scores_100_per_cent(emoji: Path, tmp_path:
 def test_the_commonest_thing_scores_the_majority_and_the_other_is_not_told_apart(emoji: Path, tmp_path: Path) -> None:
     result = run({p.prompt: NAMES[1] for p in PROMPTS}, "fluent", emoji, tmp_path)
     assert result.scores["retrieval_top1"].mean == result.scores["retrieval_top1"].baselines.majority == 1 / 2
-    assert {row.id: row.scores.get("told_apart") for row in result.rows} == {
-        "000": 0,
-        "001": None,
-        "002": 1,
-        "003": None,
-    }
+    told_apart = {row.id: row.scores.get("told_apart") for row in result.rows}
+    assert told_apart == {"000": 0, "001": None, "002": 1, "003": None}
 
 
 def test_ties_count_against_the_drawing() -> None:

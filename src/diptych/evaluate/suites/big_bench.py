@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from diptych.backbones.assets import asset_path
+from diptych.backbones.weight_hash import hash_module
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling
 from diptych.evaluate.language_check import find_base
@@ -42,7 +44,8 @@ class BigBench:
     words = (
         "Tasks of BIG-bench, without examples in the prompt: the answer is the choice with the highest log-likelihood "
         "behind the question, and scores as its task says (multiple_choice_grade). Only the language model is asked, "
-        "the morph's and its base: what a method that trains the language model costs is the difference."
+        "the morph's and its base (once, where their weights are the same): what a method that trains the language "
+        "model costs is the difference."
     )
     metrics = (
         Metric("grade", "multiple_choice_grade"),
@@ -55,6 +58,7 @@ class BigBench:
         self.needs = Needs(("writes",), () if data is not None else (ASSET,))
         self._data = data
         self._base = base
+        self._is_base = False
         self._grades: dict[str, dict[str, float]] = {}
 
     def load_examples(self, progress: Progress) -> list[Example]:
@@ -68,14 +72,18 @@ class BigBench:
 
     def prepare(self, morph: Any, progress: Progress) -> None:
         self._base = find_base(morph, self._base)
+        self._is_base = hash_module(morph.language_model) == hash_module(self._base.model)
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
         """The morph's choice, and the base's."""
-        base = self._base
-        mine, theirs = (
-            score_choices([e.question() for e in examples], [e.choices for e in examples], base.tokenizer, logits_of=of)
-            for of in (morph.text_logits, lambda ids: base.model(input_ids=ids.to(morph.device)).logits)
-        )
+        asked, choices, base = [e.question() for e in examples], [e.choices for e in examples], self._base
+
+        def logits_of_base(ids: Tensor) -> Tensor:
+            return base.model(input_ids=ids.to(morph.device)).logits
+
+        mine = theirs = score_choices(asked, choices, base.tokenizer, logits_of=morph.text_logits)
+        if not self._is_base:
+            theirs = score_choices(asked, choices, base.tokenizer, logits_of=logits_of_base)
         return [
             Answer(_BASE.join(example.choices[int(np.argmax(scores))] for scores in both))
             for example, *both in zip(examples, mine, theirs, strict=True)
