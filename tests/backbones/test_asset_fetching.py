@@ -158,3 +158,31 @@ def test_ctrl_c_while_the_client_works_ends_it_and_leaves_nothing(programs: Path
     assert files_below(cache_root()) == []
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
+
+
+def test_a_source_package_is_fetched_and_nothing_of_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = tmp_path / "ran"
+    setup = f"open({str(ran)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='trial-package', version='1.0')"
+    content = {"trial-package-1.0/setup.py": setup.encode(), "trial-package-1.0/task.json": b"{}"}
+    archive = make_tar(tmp_path / "trial-package-1.0.tar.gz", content)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+        "DIPTYCH_CACHE": str(tmp_path / "c"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    strip = {"strip": "trial-package-1.0/", "unpacked_size": 1000}
+    asset = make_asset(archive, kind="pypi source", members=("task.json",), **strip)
+    monkeypatch.setattr(
+        assets, "ASSETS", (asset, make_asset(archive, kind="pypi source", name="other", sha256="0" * 64))
+    )
+    folder = asset_path("trial")
+    assert sorted(path.name for path in folder.iterdir()) == ["diptych-manifest.json", "task.json"]
+    assert not ran.exists()
+    with pytest.raises(CacheError, match=r"could not be fetched.*(?i:hash)"):
+        asset_path("other")
+    assert not ran.exists()
+    control = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation", "trial-package", "-q"]
+    subprocess.run([*control, "--dest", str(tmp_path / "control")], check=False, capture_output=True)
+    assert ran.exists(), "pip as it is runs setup.py; without that this test would say nothing"

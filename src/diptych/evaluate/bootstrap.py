@@ -40,3 +40,23 @@ def estimate_mean(values: Sequence[float], *, seed: int = 0, num_resamples: int 
         means.append(drawn @ distinct / len(array))
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return Estimate(float(array.mean()), (float(low), float(high)), len(array))
+
+
+def estimate_ratio(
+    totals: Sequence[float], counts: Sequence[float], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> Estimate:
+    """The sum of `totals` over the sum of `counts`, such as nats over tokens, with the 95% bootstrap interval over
+    pairs of them. Raises ValueError for none, for one that is not finite, and for a count below 1."""
+    both = np.asarray([totals, counts], dtype=np.float64)
+    if not both.size or not np.isfinite(both).all() or both[1].min() < 1:
+        raise ValueError("a ratio needs at least one pair, finite, with counts of 1 or more")
+    num = both.shape[1]
+    generator = np.random.default_rng(seed)
+    ratios: list[np.ndarray] = []
+    at_once = max(1, _DRAWS_AT_ONCE // num)
+    for start in range(0, num_resamples, at_once):
+        drawn = generator.multinomial(num, np.full(num, 1 / num), size=min(at_once, num_resamples - start))
+        top, bottom = both @ drawn.T
+        ratios.append(top / bottom)
+    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+    return Estimate(float(both[0].sum() / both[1].sum()), (float(low), float(high)), num)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from diptych.backbones.language import load_language_model
+
 PROMPTS: tuple[str, ...] = tuple(json.loads(Path(__file__).with_name("language_prompts.json").read_text("utf-8")))
 """256 texts: prose, code, numbers, many languages, emoji, edges. The first 32 are those of the demo."""
 NUM_QUICK = 32
@@ -26,15 +28,27 @@ class LanguageCheck:
     same_weights: bool
 
 
+def find_base(morph: Any, given: Any = None) -> Any:
+    """The base language model of a morph (`.model`, `.tokenizer`), on its device: `given`, or loaded afresh.
+
+    Raises ValueError if what is given is the morph's own instance.
+    """
+    if given is None:
+        name, dtype = morph.language.name, morph.language_model.dtype
+        given = load_language_model(name, dtype=dtype, trust_remote_code=morph.recipe.trust_remote_code)
+    if given.model is morph.language_model:
+        raise ValueError("the base language model is the morph's own instance; load it afresh")
+    given.model.to(morph.device)
+    return given
+
+
 def check_language(morph: Any, base: Any) -> LanguageCheck:
     """Compares a morph with `base`, a fresh load of its LLM (with `.model` and `.tokenizer`), on the quick prompts.
 
     To learn what training did, hand it the morph with the very instance of the LLM that stood beside it in training.
     Raises ValueError if `base` is that instance, or logits are not finite: NaN differs from nothing.
     """
-    if morph.language_model is base.model:
-        raise ValueError("the base language model is the morph's own instance; load it afresh")
-    base.model.to(morph.device)
+    base = find_base(morph, base)
     compared = [compare_logits(morph, base, prompt) for prompt in PROMPTS[:NUM_QUICK]]
     largest, num_logits = max(one.max_abs_diff for one in compared), sum(one.num_logits for one in compared)
     own, fresh = morph.language_model.state_dict(), base.model.state_dict()

@@ -14,9 +14,9 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, no punctuation, no articles, single spaces."""
+    """Lower case, no punctuation, no articles, single spaces. The letter A alone is an answer, and stays."""
     text = re.sub(r"[^\w\s]", " ", text.lower().replace("_", " "))
-    return " ".join(ARTICLES.sub(" ", text).split())
+    return " ".join(ARTICLES.sub(" ", text).split() or text.split())
 
 
 def ask_about_images(

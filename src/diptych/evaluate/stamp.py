@@ -10,7 +10,10 @@ from typing import Any
 from diptych.evaluate.answering import Sampling
 from diptych.evaluate.machine import describe_machine
 
-PACKAGES = ("accelerate", "diffusers", "numpy", "pillow", "resvg-py", "safetensors", "torchmetrics", "transformers")
+PACKAGES = (
+    *("accelerate", "diffusers", "numpy", "pillow", "pycocoevalcap", "resvg-py", "safetensors", "torchmetrics"),
+    "transformers",
+)
 """Whose versions may change an answer or a score; torch and diptych stand with the machine."""
 Stamp = dict[str, Any]
 

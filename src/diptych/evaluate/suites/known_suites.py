@@ -7,22 +7,35 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from diptych.evaluate.suite import Suite
+from diptych.evaluate.suites.big_bench import BigBench
+from diptych.evaluate.suites.captioning import Captioning
 from diptych.evaluate.suites.coco_drawing import CocoDrawing
+from diptych.evaluate.suites.concept_prompts import implicit_reasoning, semantic_nuance, world_knowledge
 from diptych.evaluate.suites.emoji_drawing import EmojiDrawing
 from diptych.evaluate.suites.image_reconstruction import ImageReconstruction
 from diptych.evaluate.suites.language_law import LanguageLaw
-from diptych.evaluate.suites.scene_composition import SceneComposition
+from diptych.evaluate.suites.language_retention import LanguageRetention
 from diptych.evaluate.suites.prompt_benchmarks import dpg, geneval
 from diptych.evaluate.suites.prompt_judges import NO_JUDGES, Judges
-from diptych.evaluate.suites.visual_questions import easy_vqa, emoji_vqa
+from diptych.evaluate.suites.scene_composition import SceneComposition
+from diptych.evaluate.suites.video_prediction import VideoPrediction
+from diptych.evaluate.suites.visual_questions import easy_vqa, emoji_vqa, video_qa
 
 SUITES: Mapping[str, Callable[[Path | None], Suite]] = {
     "emoji-vqa": emoji_vqa,
     "easy-vqa": easy_vqa,
+    "captioning": Captioning,
+    "video-qa": video_qa,
+    "video": VideoPrediction,
     "emoji-t2i": EmojiDrawing,
     "t2i-compositional": SceneComposition,
+    "world-knowledge": world_knowledge,
+    "semantic-nuance": semantic_nuance,
+    "implicit-reasoning": implicit_reasoning,
     "reconstruction": ImageReconstruction,
     "language": LanguageLaw,
+    "language-retention": LanguageRetention,
+    "bigbench": BigBench,
 }
 """Each is given the user's folder of data, or None for its own."""
 JUDGED_SUITES: Mapping[str, Callable[[Path | None, Judges], Suite]] = {

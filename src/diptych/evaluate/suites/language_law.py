@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych.backbones.language import load_language_model
 from diptych.backbones.weight_hash import hash_module
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling
-from diptych.evaluate.language_check import PROMPTS, compare_logits
+from diptych.evaluate.language_check import PROMPTS, compare_logits, find_base
 from diptych.evaluate.suite import (
     Answer,
     Baselines,
@@ -59,13 +58,7 @@ class LanguageLaw:
         return [*prompts, Example(WEIGHTS, _said(_ASKED_OF_WEIGHTS), reference="the base's hash", kind=WEIGHTS)]
 
     def prepare(self, morph: Any, progress: Progress) -> None:
-        if self._base is None:
-            trusted = morph.recipe.trust_remote_code
-            name, dtype = morph.language.name, morph.language_model.dtype
-            self._base = load_language_model(name, dtype=dtype, trust_remote_code=trusted)
-        if self._base.model is morph.language_model:
-            raise ValueError("the base language model is the morph's own instance; load it afresh")
-        self._base.model.to(morph.device)
+        self._base = find_base(morph, self._base)
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
         """The largest difference, or the hash, in words: logits themselves are too many to keep."""

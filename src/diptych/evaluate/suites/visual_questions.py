@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from diptych.data.builders.concept_splits import HELD_OUT
 from diptych.data.samples import Sample
 from diptych.evaluate.answering import Sampling, answer_in_text
 from diptych.evaluate.naming import is_named
@@ -23,10 +24,12 @@ from diptych.evaluate.suite import (
     summarise_means,
 )
 from diptych.evaluate.suites.suite_data import (
+    CLIP_ASSETS,
     EASY_VQA_ASSETS,
     EMOJI_ASSETS,
     find_easy_vqa,
     find_image_qa,
+    find_video_qa,
     read_questions,
 )
 
@@ -86,7 +89,7 @@ def emoji_vqa(data: Path | None) -> VisualQuestions:
             "which emoji-dual was made, does). An answer is right if it is the right one but for case, punctuation and "
             "articles."
         ),
-        splits=("held_out_concept", "held_out_style", "held_out_combination"),
+        splits=HELD_OUT,
         find=find_image_qa,
         kind_of=lambda sample: str(sample.meta["task"]),
         assets=EMOJI_ASSETS,
@@ -105,6 +108,22 @@ def easy_vqa(data: Path | None) -> VisualQuestions:
         find=find_easy_vqa,
         kind_of=_easy_kind,
         assets=EASY_VQA_ASSETS,
+        data=data,
+    )
+
+
+def video_qa(data: Path | None) -> VisualQuestions:
+    return VisualQuestions(
+        "video-qa",
+        words=(
+            "Questions on clips of animated emoji, shown as frames: what it is, what kind of thing, and which of three "
+            "pictures comes next; of things, of colours and of combinations that the training files of the six types "
+            "never show. An answer is right if it is the right one but for case, punctuation and articles."
+        ),
+        splits=HELD_OUT,
+        find=find_video_qa,
+        kind_of=lambda sample: str(sample.meta["task"]),
+        assets=CLIP_ASSETS,
         data=data,
     )
 

@@ -1,0 +1,139 @@
+"""Captions: a picture described in words, scored by CIDEr-D and BLEU of coco-caption (pycocoevalcap)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diptych.data.builders.emoji import STYLE_WORDS
+from diptych.data.samples import Message
+from diptych.evaluate.answering import Sampling, answer_in_text
+from diptych.evaluate.emoji_gallery import read_combinations
+from diptych.evaluate.naming import is_named, normalise_answer
+from diptych.evaluate.suite import (
+    Answer,
+    Baselines,
+    Example,
+    Metric,
+    MetricScore,
+    Needs,
+    Progress,
+    Row,
+    Scores,
+    summarise_means,
+)
+from diptych.evaluate.suites.suite_data import EMOJI_ASSETS, find_emoji_set
+
+QUESTION = "Give this picture a caption, such as: rocket in 3D style.\n"
+MAX_NEW_TOKENS = 32
+
+
+class Captioning:
+    """Every picture of the emoji set, in both styles; kinds: `trained`, `held out`, as the set splits them."""
+
+    name = "captioning"
+    version = 1
+    words = (
+        "Emoji in two styles are to be described as they are asked for in training sets: rocket in 3D style. One right "
+        "caption each; case, punctuation and articles do not count. CIDEr-D (10 at most): words and n-grams weighted "
+        "by how rare they are in all captions of the set. BLEU-4: of all captions together. Majority: always the "
+        "caption that is commonest (of equals, the first in the alphabet); chance: the caption of another picture. "
+        "No picture is scored against words directly: the alignment head of a morph, where it has one, predicts an "
+        "image encoder's features and reads no text."
+    )
+    metrics = (
+        Metric("cider_d", "CIDEr-D", unit=""),
+        Metric("bleu4", "BLEU-4", unit=""),
+        Metric("names_thing", "caption holds the right name"),
+        Metric("exact", "exact captions"),
+    )
+
+    def __init__(self, data: Path | None = None) -> None:
+        self.needs = Needs(("reads",), () if data is not None else EMOJI_ASSETS, {"pycocoevalcap": "eval"})
+        self._data = data
+        self._concepts: dict[str, str] = {}
+        self._references: dict[str, str] = {}
+
+    def load_examples(self, progress: Progress) -> list[Example]:
+        combinations = {f"{c.style}/{c.concept}": c for c in read_combinations(find_emoji_set(self._data, progress))}
+        self._concepts = {id: c.concept for id, c in combinations.items()}
+        self._references = {id: f"{c.concept} in {STYLE_WORDS[c.style]} style" for id, c in combinations.items()}
+        return [
+            Example(
+                id=id,
+                messages=(Message("user", (QUESTION, 0)),),
+                images=(c.file,),
+                reference=self._references[id],
+                kind="held out" if c.held_out else "trained",
+            )
+            for id, c in combinations.items()
+        ]
+
+    def prepare(self, morph: Any, progress: Progress) -> None:
+        pass
+
+    def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
+        del sampling  # the likeliest answer
+        asked = [e.conversation() for e in examples]
+        return [Answer(text) for text in answer_in_text(morph, asked, max_new_tokens=MAX_NEW_TOKENS)]
+
+    def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:
+        captions = {example.id: answer.text for example, answer in zip(examples, answers, strict=True)}
+        cider = score_cider(captions, self._references)
+        return [
+            {
+                "cider_d": cider[id],
+                "names_thing": float(_holds(caption, self._concepts[id])),
+                "exact": float(is_named(caption, self._references[id])),
+            }
+            for id, caption in captions.items()
+        ]
+
+    def baselines(self, examples: Sequence[Example]) -> dict[str, Baselines]:
+        right = [example.reference for example in examples]
+        counts = Counter(right)
+        commonest = min(counts, key=lambda caption: (-counts[caption], caption))
+        by_place = sorted(range(len(right)), key=lambda place: examples[place].id)
+        others = dict(zip(by_place, [*by_place[1:], *by_place[:1]], strict=True))
+        of_majority = self._means(examples, [commonest] * len(right))
+        of_chance = self._means(examples, [right[others[place]] for place in range(len(right))])
+        return {name: Baselines(of_majority[name], of_chance[name]) for name in of_majority}
+
+    def _means(self, examples: Sequence[Example], captions: Sequence[str]) -> Scores:
+        scored = self.score(examples, [Answer(caption) for caption in captions])
+        means = {name: sum(one[name] for one in scored) / len(scored) for name in scored[0]}
+        return means | {"bleu4": score_bleu(captions, [example.reference for example in examples])}
+
+    def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
+        scores = summarise_means(self, examples, rows)
+        bleu = score_bleu([row.answer for row in rows], [example.reference for example in examples])
+        return scores | {"bleu4": MetricScore(bleu, None, len(rows), self.baselines(examples)["bleu4"])}
+
+
+def score_cider(captions: Mapping[str, str], references: Mapping[str, str]) -> dict[str, float]:
+    """CIDEr-D of captions by id. How rare a word is, is told by all `references`, so that it does not hang on how many
+    captions are scored at once."""
+    from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+    scorer = CiderScorer()
+    for id, reference in references.items():
+        scorer += (normalise_answer(captions.get(id, "")), [normalise_answer(reference)])
+    _, scores = scorer.compute_score()
+    return {id: float(score) for id, score in zip(references, scores, strict=True) if id in captions}
+
+
+def score_bleu(captions: Sequence[str], references: Sequence[str]) -> float:
+    """BLEU-4 of all captions together."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=4)
+    for caption, reference in zip(captions, references, strict=True):
+        scorer += (normalise_answer(caption), [normalise_answer(reference)])
+    bleu, _ = scorer.compute_score(option="closest", verbose=0)
+    return float(bleu[3])
+
+
+def _holds(caption: str, name: str) -> bool:
+    return f" {normalise_answer(name)} " in f" {normalise_answer(caption)} "
