@@ -96,21 +96,23 @@ def test_features_of_another_fit_are_other_features(data: Path, tmp_path: Path) 
         assert torch.equal(again.load(path), found[name])
 
 
-def test_a_tower_reads_what_its_encoder_asks_for_beside_latents_of_the_crop(data: Path, encoder: ImageEncoder) -> None:
+def test_a_tower_reads_what_its_encoder_asks_for_and_draws_latents_of_the_crop(
+    data: Path, encoder: ImageEncoder
+) -> None:
     recipe = tiny_recipe(
-        image_input={"image_encoder": str(data / "encoder")}, data={"sources": [{"path": str(data / "read.jsonl")}]}
+        image_input={"image_encoder": str(data / "encoder")},
+        data={"sources": [{"path": str(data / f"{name}.jsonl")} for name in ("draw", "read")]},
     )
     autoencoder = FakeAutoencoder()
     morph = build_morph(recipe, language=build_language(), autoencoder=autoencoder, encoder=encoder, cached=False)
     seen = seen_by(encoder)
-    batch = XFusionTraining(recipe, morph).build_batch([(0, 0, 0)], seed=0)
-    request = morph._parse([{"role": "user", "content": [data / "wide.png", QUESTION]}])
+    batch = XFusionTraining(recipe, morph).build_batch([(0, 0, 0), (1, 1, 0)], seed=0)
+    morph._parse([{"role": "user", "content": [data / "wide.png", QUESTION]}])
     expected = pixels_of(data, 32, encoder.preprocessing.fit)
     assert len(seen) == 2
     assert all(torch.equal(images, expected[None]) for images in seen)
-    latents = autoencoder.encode(pixels_of(data, recipe.image_size, "crop")[None])[0]
-    assert torch.equal(batch.batch.images[0], latents)
-    assert torch.equal(request.latents[0], latents)
+    latents = autoencoder.encode(pixels_of(data, recipe.image_size, "crop")[None])
+    assert torch.equal(batch.batch.images[batch.batch.image_is_target], latents)
 
 
 def test_an_aligned_tower_is_compared_with_features_of_what_its_latents_are_of(
