@@ -120,9 +120,11 @@ def draw_intervals(
     """An <svg> element with a row for each: a dot, its interval as a whisker, its tick and diamond. `bounds`: of the
     axis; None: those of what is shown."""
     longest = max((len(one.name) for one in intervals), default=0)
-    left, height = min(max(60, 7 * longest + 14), WIDTH // 2), _TOP + 24 * len(intervals) + _BOTTOM
+    left, height = min(max(60, 7 * longest + 16), WIDTH // 2), _TOP + 24 * len(intervals) + _BOTTOM
     edges = [e for one in intervals for e in (*one.interval, one.value, one.tick, one.diamond) if e is not None]
     low, high = bounds or _widen(min(edges, default=0.0), max(edges, default=1.0))
+    margin = 0.0 if bounds else 0.03 * (high - low)  # no mark lies on the names
+    low, high = low - margin, high + margin
 
     def place(x: float) -> float:
         return left + (x - low) / (high - low) * (WIDTH - left - 2 * _RIGHT)
@@ -138,7 +140,7 @@ def draw_intervals(
         y = _TOP + 24 * number + 12
         from_x, to_x = (place(edge) for edge in one.interval)
         told = one.name if len(one.name) <= _MOST_LETTERS else f"{one.name[: _MOST_LETTERS - 1]}…"
-        parts.append(f'<text class="label" x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(told)}</text>')
+        parts.append(f'<text class="label" x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(told)}</text>')
         parts.append(f'<line class="whisker" x1="{from_x:.1f}" x2="{to_x:.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="dot" cx="{place(one.value):.1f}" cy="{y}" r="4"/>')
         if one.tick is not None:

@@ -208,7 +208,9 @@ def _samples(runs: Sequence[TrainedRun]) -> str:
         found = open_grids(run.folder, NUM_GRIDS_OF_SEVERAL if len(runs) > 1 else NUM_GRIDS)
         if len(runs) > 1:
             parts.append(f"<h3>{text(run.name)}</h3>")
-        parts.append(grids(found) or paragraph("No samples were drawn: train.sample_every says when, if at all."))
+        parts.append(
+            grids(found) or paragraph("No samples were drawn; train.sample_every says when, sample.prompts what.")
+        )
     return "".join(parts)
 
 
