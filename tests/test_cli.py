@@ -19,7 +19,22 @@ import diptych
 from diptych import cli
 
 RECIPE: dict[str, Any] = {"output_dir": "unused", "data": {"sources": [{"path": "none.jsonl"}]}}
-COMMANDS = ("train", "inspect", "generate", "eval", "eval-reference", "demo", "data", "assets", "data build", "data show", "assets fetch")
+COMMANDS = (
+    *("train", "inspect", "generate", "eval", "eval-reference", "demo"),
+    *("data", "assets", "data build", "data show", "assets fetch"),
+)
+    "train",
+    "inspect",
+    "generate",
+    "eval",
+    "eval-reference",
+    "demo",
+    "data",
+    "assets",
+    "data build",
+    "data show",
+    "assets fetch",
+)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
