@@ -23,18 +23,6 @@ COMMANDS = (
     *("train", "inspect", "generate", "eval", "eval-reference", "demo"),
     *("data", "assets", "data build", "data show", "assets fetch"),
 )
-    "train",
-    "inspect",
-    "generate",
-    "eval",
-    "eval-reference",
-    "demo",
-    "data",
-    "assets",
-    "data build",
-    "data show",
-    "assets fetch",
-)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -58,9 +58,6 @@ def test_a_long_prompt_is_cut(clip: Path) -> None:
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
     vision = SMALL | {"image_size": 28, "patch_size": 14}
     towers: dict[str, Any] = {"text_config": SMALL | {"vocab_size": 50}, "vision_config": vision}
-        "text_config": SMALL | {"vocab_size": 50},
-        "vision_config": SMALL | {"image_size": 28, "patch_size": 14},
-    }
     transformers.SiglipModel(transformers.SiglipConfig(**towers)).save_pretrained(tmp_path / "siglip")
     with pytest.raises(ValueError, match="of type 'siglip'; give a CLIP"):
         find_clip(str(tmp_path / "siglip"))
