@@ -20,17 +20,8 @@ from diptych import cli
 
 RECIPE: dict[str, Any] = {"output_dir": "unused", "data": {"sources": [{"path": "none.jsonl"}]}}
 COMMANDS = (
-    "train",
-    "inspect",
-    "generate",
-    "eval",
-    "eval-reference",
-    "demo",
-    "data",
-    "assets",
-    "data build",
-    "data show",
-    "assets fetch",
+    *("train", "inspect", "generate", "eval", "eval-reference", "report", "demo"),
+    *("data", "assets", "data build", "data show", "assets fetch"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_it_is_100_times_the_models_cosine(clip: Path) -> None:
     folder, found = find_clip(str(clip))
     assert (folder, found) == (clip, hash_folder(clip))
     model = transformers.CLIPModel.from_pretrained(clip)
-    processor = transformers.CLIPProcessor.from_pretrained(clip)
+    processor: Any = transformers.CLIPProcessor.from_pretrained(clip)
     prompts, images = ["a cat", "two red dogs"], [[picture(0), picture(1)], [picture(2)]]
     cosines = {}
     with torch.no_grad():
@@ -55,7 +56,8 @@ def test_a_long_prompt_is_cut(clip: Path) -> None:
 
 
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
-    towers = {"text_config": SMALL | {"vocab_size": 50}, "vision_config": SMALL | {"image_size": 28, "patch_size": 14}}
+    vision = SMALL | {"image_size": 28, "patch_size": 14}
+    towers: dict[str, Any] = {"text_config": SMALL | {"vocab_size": 50}, "vision_config": vision}
     transformers.SiglipModel(transformers.SiglipConfig(**towers)).save_pretrained(tmp_path / "siglip")
     with pytest.raises(ValueError, match="of type 'siglip'; give a CLIP"):
         find_clip(str(tmp_path / "siglip"))

@@ -98,8 +98,8 @@ class ImageReconstruction:
         return [scores | {"effnet_distance": distance} for scores, distance in pairs]
 
     def baselines(self, examples: Sequence[Example]) -> dict[str, Baselines]:
-        if not self._size:
-            return {}  # nothing came out yet, at whose size they would be compared
+        if not self._size or len(examples) < 2:
+            return {}  # nothing came out yet, at whose size they would be compared; or there is no other image
         mean = torch.zeros(3, self._size, self._size)
         for example in examples:
             mean += self._open(example) / len(examples)
