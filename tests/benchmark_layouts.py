@@ -229,11 +229,11 @@ def write_text_benchmarks(root: Path) -> None:
                 "ctx": f"Man {n} stands by a car. he", "endings": endings, "source_id": f"x{n}", "split": split,
                 "split_type": "indomain", "label": "0",
             }
-            for n in range(3)
+            for n in range(8)
         ]  # fmt: skip
         write_set(root / "Rowan" / "hellaswag", split, records)
     for split in ("train", "validation", "test"):
-        records = [{"page": f" = Page {n} = \n\n Some words , number {n} . " * 30} for n in range(2)]
+        records = [{"page": f" = Page {n} = \n\n Some words , number {n} . " * 30} for n in range(8)]
         write_set(root / "EleutherAI" / "wikitext_document_level", split, records, "wikitext-2-raw-v1")
     for split in ("train", "test"):
         records = [{"question": f"What is {n} and 1?", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(6)]

@@ -150,8 +150,9 @@ def test_who_is_asked_must_be_able_to_answer(tmp_path: Path) -> None:
         load_asked(str(tmp_path / "nothing-here"), "reads")
     morph = build_tiny_morph()
     assert load_asked(morph, "reads", device="cpu")[0] is morph
-    with pytest.raises(ValueError, match="the morph is on cpu, not on cuda:0: leave the device out"):
-        load_asked(morph, "reads", device="cuda:0")
+    for other in ("cuda", "cuda:1", "cpu:1"):
+        with pytest.raises(ValueError, match=f"the morph is on cpu, not on {other}: leave the device out"):
+            load_asked(morph, "reads", device=other)
 
 
 def test_a_morph_answers_a_batch_as_it_answers_each_alone() -> None:

@@ -162,8 +162,9 @@ def test_a_morph_goes_through_the_harness_by_its_own_command(benchmarks: Path, t
         "--gen_kwargs": "max_new_tokens=4",
         "--output_path": str(tmp_path / "out"),
     }
-    run(benchmarks, "-m", "lmms_eval", *[word for pair in arguments.items() for word in pair], "--log_samples")
-    (found,) = (tmp_path / "out").rglob("*results.json")
-    results = json.loads(found.read_text())
+    done = run(benchmarks, "-m", "lmms_eval", *[word for pair in arguments.items() for word in pair], "--log_samples")
+    found = list((tmp_path / "out").rglob("*results.json"))
+    assert len(found) == 1, done.stdout[-3000:] + done.stderr[-3000:]  # lmms-eval ends with 0 after an error too
+    results = json.loads(found[0].read_text())
     assert set(results["results"]) == {"mmmu_val", "mvbench_action_antonym"}
     assert json.loads((tmp_path / "stamp.json").read_text())["morph"] == str(morph)

@@ -59,7 +59,8 @@ def load_asked(
         )
     if ability not in morph.abilities:
         raise ValueError(f"the harness needs a morph that {ability}, which this one does not; {REMEDIES[ability]}")
-    if device is not None and torch.device(device).type != morph.device.type:
+    wanted = None if device is None else torch.device(device)
+    if wanted is not None and (wanted.type, wanted.index or 0) != (morph.device.type, morph.device.index or 0):
         raise ValueError(
             f"the morph is on {morph.device}, not on {device}: leave the device out; a GPU is taken where one is seen, "
             "and CUDA_VISIBLE_DEVICES says which are"

@@ -31,7 +31,11 @@ class LmEvalModel(HFLM):
         """`options`: of HFLM that load nothing, such as batch_size, max_length, add_bos_token, softmax_dtype. Errors:
         as of `load_asked`."""
         self.morph, self.stamp = load_asked(
-            morph, "writes", language_model=language_model, trust_remote_code=trust_remote_code, device=device
+            morph,
+            "writes",
+            language_model=language_model,
+            trust_remote_code=trust_remote_code,
+            device=None if device == "cuda:0" else device,  # what lm-eval says where nobody says anything
         )
         super().__init__(
             pretrained=self.morph.language_model, tokenizer=self.morph.tokenizer, backend="causal", **options
