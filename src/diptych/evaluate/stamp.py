@@ -11,7 +11,14 @@ from diptych.evaluate.answering import Sampling
 from diptych.evaluate.machine import describe_machine
 
 PACKAGES = (
-    *("accelerate", "diffusers", "numpy", "pillow", "pycocoevalcap", "resvg-py", "safetensors", "torchmetrics"),
+    "accelerate",
+    "diffusers",
+    "numpy",
+    "pillow",
+    "pycocoevalcap",
+    "resvg-py",
+    "safetensors",
+    "torchmetrics",
     "transformers",
 )
 """Whose versions may change an answer or a score; torch and diptych stand with the machine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,8 +96,8 @@ class Captioning:
         right = [example.reference for example in examples]
         counts = Counter(right)
         commonest = min(counts, key=lambda caption: (-counts[caption], caption))
-        by_place = sorted(range(len(right)), key=lambda place: examples[place].id)
-        others = dict(zip(by_place, [*by_place[1:], *by_place[:1]], strict=True))
+        drawn = sorted(range(len(right)), key=lambda place: hashlib.sha256(examples[place].id.encode()).digest())
+        others = dict(zip(drawn, [*drawn[1:], *drawn[:1]], strict=True))
         of_majority = self._means(examples, [commonest] * len(right))
         of_chance = self._means(examples, [right[others[place]] for place in range(len(right))])
         return {name: Baselines(of_majority[name], of_chance[name]) for name in of_majority}
