@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from built_sets import read_all
-from diptych.backbones.scene_detector import SceneDetector
+from diptych.backbones.scene_detector import SceneDetector, load_scene_detector
 from diptych.data.builders.emoji import build_emoji
 from diptych.data.builders.scene_prompts import ASKED, KINDS, build_emoji_scenes, request_of
 from diptych.data.images import open_image
@@ -141,6 +141,11 @@ def test_nothing_drawn_is_nothing_right_and_the_detectors_words_are_kept(
 
 def _pairs(result: SuiteResult) -> list[tuple[Any, Any]]:
     return list(zip(result.examples, result.rows, strict=True))
+
+
+def test_the_suites_version_names_its_detector() -> None:
+    """Another detector scores the same drawings otherwise: raise the version with it, and write its hash here."""
+    assert {SceneComposition.version: load_scene_detector().hash[:16]} == {1: "1a3674fe4b8d9826"}
 
 
 def test_a_detector_that_does_not_know_what_is_asked_for_is_refused(scenes: Path, tmp_path: Path) -> None:
