@@ -286,6 +286,8 @@ def test_every_asset_is_pinned_with_licence_and_origin() -> None:
         "fluent-emoji-3d",
         *(f"fluent-emoji-anim-{number}" for number in range(1, 5)),
         "emojibase-data",
+        "moby-dick",
+        "bigbench",
     }
     for asset in listed:
         assert re.fullmatch(r"[0-9a-f]{64}", asset.sha256)

@@ -37,7 +37,10 @@ def evaluate(
         typer.Option(metavar="NAME", help="Of coco-30k, geneval, dpg: a CLIP's folder or Hub id, to score with."),
     ] = None,
     inception: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Of coco-30k: inception-2015-12-05.pt, for FID and KID.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Of coco-30k: your inception-2015-12-05.pt (a program: TorchScript), for FID and KID."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise of images.")] = 0,
     guidance_scale: Annotated[
@@ -113,7 +116,10 @@ def make_reference(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of real images, and of those in its folders.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("reference.safetensors"),
     inception: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="inception-2015-12-05.pt; left out: the embedded network.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Your inception-2015-12-05.pt (a program: TorchScript); else the embedded network."
+        ),
     ] = None,
 ) -> None:
     """Write the features of real images, with which `diptych eval --suite coco-30k` compares drawings."""
