@@ -116,6 +116,13 @@ def test_things_are_found_once_with_their_box_name_and_colour_at_any_size() -> N
     assert "red something else at 0 60 30 90" in describe_things(found)
 
 
+def test_a_part_of_a_larger_thing_is_no_thing_of_its_own() -> None:
+    whole, part, beside = (0.0, 0.0, 0.7, 0.7), (0.1, 0.3, 0.4, 0.6), (0.6, 0.6, 1.0, 1.0)
+    (found,) = find_things(Told([whole, part, beside], [0, 0, 0], [0, 0, 0]), [Image.new("RGB", (64, 64))])
+    assert len(found) == 2
+    assert sorted(round(thing.box[0], 3) for thing in found) in ([0.0, 0.6], [0.1, 0.6])
+
+
 def test_what_is_less_than_half_certain_is_not_found() -> None:
     assert find_things(Told(BOXES, [0, 1, 2], [0, 0, 0], certainty=-0.5), [Image.new("RGB", (64, 64))]) == [[]]
 

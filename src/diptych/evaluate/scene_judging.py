@@ -15,15 +15,14 @@ from PIL import Image
 
 from diptych.backbones.scene_detector import SceneDetector
 from diptych.data.builders.emoji_scenes import SIDES
-from diptych.data.builders.emoji_tasks import box_overlap
 from diptych.data.builders.scene_prompts import COLOUR, COUNT, POSITION, SceneRequest, request_of
 from diptych.data.images import image_to_tensor
 from diptych.data.samples import Sample
 
 LEAST_CERTAIN = 0.5
 """Below which nothing is found."""
-_SAME_THING = 0.3
-"""Overlap from which two boxes are of one thing."""
+_SAME_THING = 0.5
+"""Share of the smaller of two boxes from which they are of one thing."""
 _CLOSE = 0.1
 """Of both sizes: so much of a distance counts as none."""
 _PLAINLY = 0.5
@@ -143,6 +142,13 @@ def measure_detector(
 def _apart(found: Sequence[Found]) -> list[Found]:
     kept: list[Found] = []
     for thing in sorted(found, key=lambda thing: -thing.certainty):
-        if all(box_overlap(thing.box, other.box) < _SAME_THING for other in kept):
+        if all(_covered(thing.box, other.box) < _SAME_THING for other in kept):
             kept.append(thing)
     return kept
+
+
+def _covered(one: Sequence[float], other: Sequence[float]) -> float:
+    """The share of the smaller box that lies in the other: a part of a large thing is no thing of its own."""
+    sides = [[box[axis + 2] - box[axis] for axis in (0, 1)] for box in (one, other)]
+    common = [min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1)]
+    return math.prod(max(0.0, side) for side in common) / min(math.prod(pair) for pair in sides)
