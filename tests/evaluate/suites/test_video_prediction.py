@@ -98,9 +98,9 @@ def test_who_knows_the_clips_is_right_and_with_other_frames_falls(clips: Path, t
     assert means["frame_right"] == means["exact"] == 1
     assert means["clip_right"] > 0.98  # two squares in grey may look the same, and ties count against
     shuffled = run(rule, clips, tmp_path / "shuffled", shuffle_images=True)
-    for name in ("frame_right", "clip_right"):
-        score = shuffled.scores[name]
-        assert score.mean < score.baselines.chance + 0.2
+    clip, frame = shuffled.scores["clip_right"], shuffled.scores["frame_right"]
+    assert clip.mean < clip.baselines.chance + 0.2
+    assert frame.mean < 0.7  # above chance: the squares of all clips move alike, so another's frame is often the place
 
 
 def test_who_draws_the_last_frame_again_scores_the_majority(clips: Path, tmp_path: Path) -> None:
