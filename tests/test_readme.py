@@ -78,7 +78,7 @@ def commands() -> list[str]:
 
 def test_the_commands_are_the_ones_that_exist() -> None:
     """The table of commands holds exactly those of `diptych`."""
-    told = set(re.findall(r"^\| `diptych (\w+)", README, flags=re.MULTILINE))
+    told = set(re.findall(r"^\| `diptych ([\w-]+)", README, flags=re.MULTILINE))
     known = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
     assert told == known
 
