@@ -49,11 +49,11 @@ def grid_positions(num_cells: int, width: int) -> Tensor:
     """Sinusoids [num_cells, width] of the centres of a square grid's cells, row by row, amplitude 0.5: cells near each
     other have nearly the same. `width`: a multiple of 4."""
     side = math.isqrt(num_cells)
-    centres = (torch.arange(side) + 0.5) / side
-    angles = centres[:, None] * math.pi * 2 ** torch.linspace(0, 3, width // 4)
+    centres = (torch.arange(side, device="cpu") + 0.5) / side  # on the CPU: linspace fails at times on the meta device
+    angles = centres[:, None] * math.pi * 2 ** torch.linspace(0, 3, width // 4, device="cpu")
     waves = 0.5 * torch.cat((angles.sin(), angles.cos()), dim=-1)
     rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
-    return torch.cat((rows, columns), dim=-1).flatten(0, 1)
+    return torch.cat((rows, columns), dim=-1).flatten(0, 1).to(torch.get_default_device())
 
 
 def cells_by_patch(num_cells: int, num_patches: int) -> Tensor:
