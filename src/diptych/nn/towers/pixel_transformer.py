@@ -49,7 +49,7 @@ def grid_positions(num_cells: int, width: int) -> Tensor:
     """Sinusoids [num_cells, width] of the centres of a square grid's cells, row by row, amplitude 0.5: cells near each
     other have nearly the same. `width`: a multiple of 4."""
     side = math.isqrt(num_cells)
-    centres = (torch.arange(side, device="cpu") + 0.5) / side  # on the CPU: linspace fails at times on the meta device
+    centres = (torch.arange(side, device="cpu") + 0.5) / side  # as linspace: not always meta in a meta context
     angles = centres[:, None] * math.pi * 2 ** torch.linspace(0, 3, width // 4, device="cpu")
     waves = 0.5 * torch.cat((angles.sin(), angles.cos()), dim=-1)
     rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
