@@ -159,7 +159,7 @@ def test_another_suite_may_join_a_run(tmp_path: Path) -> None:
 
 
 def test_what_the_morph_costs_stands_beside_its_scores(tmp_path: Path) -> None:
-    run(FakeMorph(look), ColourSuite(tmp_path / "data"), tmp_path / "out", cost={"parameters": {"total": 3}})
+    run(FakeMorph(look), ColourSuite(tmp_path / "data"), tmp_path / "out", cost=lambda: {"parameters": {"total": 3}})
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["cost"] == {"parameters": {"total": 3}}
 
 
@@ -167,7 +167,10 @@ def test_what_a_morph_cannot_do_is_refused_before_anything_is_asked(tmp_path: Pa
     class Blind(FakeMorph):
         abilities = frozenset({"draws"})
 
+    def reckon() -> dict[str, int]:
+        raise AssertionError("a refusal does not wait for what the morph costs")
+
     with pytest.raises(ValueError, match="suite colours needs a morph that reads"):
-        run(Blind(look), ColourSuite(tmp_path / "data"), tmp_path / "out")
+        run(Blind(look), ColourSuite(tmp_path / "data"), tmp_path / "out", cost=reckon)
     assert not (tmp_path / "data").exists()
     assert not (tmp_path / "out").exists()

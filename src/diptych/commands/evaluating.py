@@ -104,7 +104,7 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             shuffle_images=shuffle_images,
-            cost=design_cost(loaded.recipe),
+            cost=lambda: design_cost(loaded.recipe),
             progress=report,
         )
     _print_scores(results)

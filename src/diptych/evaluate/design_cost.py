@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from diptych.config import Recipe
-from diptych.data_settings import DataConfig, SourceConfig
-from diptych.models.accounts.first_streams import NOMINAL_TEXT_TOKENS
+from diptych.models.accounts.first_streams import NOMINAL
 from diptych.models.accounts.recipe_account import account_recipe
-
-NO_DATA = DataConfig(sources=(SourceConfig(path="/nowhere/at/all.jsonl"),))
 
 
 def design_cost(recipe: Recipe) -> dict[str, Any]:
@@ -19,8 +16,8 @@ def design_cost(recipe: Recipe) -> dict[str, Any]:
     {"unknown": why} for a morph whose recipe names a model that is not to be had any more, and was given another way.
     """
     try:
-        account = account_recipe(recipe.model_copy(update={"data": NO_DATA})).as_dict()
+        account = account_recipe(recipe, assume_lengths=True).as_dict()
     except ValueError as error:
         return {"unknown": str(error)}
     kept = ("parameters", "flops_per_token", "bytes_cached", "keeps_language")
-    return {key: account[key] for key in kept} | {"of": f"{NOMINAL_TEXT_TOKENS} text tokens, then an image to draw"}
+    return {key: account[key] for key in kept} | {"of": NOMINAL}

@@ -73,15 +73,10 @@ def compare_with_gallery(
     images = [*drawn, *(c.real for c in gallery)]
     for start in range(0, len(images), BATCH_SIZE):
         batch = images[start : start + BATCH_SIZE]
-        features.append(embed_pictures(encoder, batch, size=size))
+        features.append(embed_images(encoder, torch.stack([image_to_tensor(image, size) for image in batch])))
         progress("comparing drawn with real images", start + len(batch), len(images))
     mine, real = torch.cat(features).split((len(combinations), len(gallery)))
     return place_in_gallery(mine, real, gallery, combinations)
-
-
-def embed_pictures(encoder: PooledEncoder, pictures: Sequence[Image.Image], *, size: int) -> Tensor:
-    """Unit features [N, D] of pictures brought to `size`."""
-    return embed_images(encoder, torch.stack([image_to_tensor(picture, size) for picture in pictures]))
 
 
 def place_in_gallery(

@@ -6,7 +6,7 @@ the first call or the fifth, so the scores are those of a run that was never sto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,15 @@ def evaluate_suites(
     limit: int | None = None,
     batch_size: int = BATCH_SIZE,
     shuffle_images: bool = False,
-    cost: Mapping[str, Any] | None = None,
+    cost: Callable[[], Mapping[str, Any]] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> list[SuiteResult]:
     """Asks what is not yet answered in `out`, and writes results.jsonl, scores.json and report.html there.
 
     `stamp`: of the morph and its sampling (`build_stamp`). `limit`: so many examples of each suite. `shuffle_images`: a
-    control; every image is that of another example. `cost`: what the morph costs (`design_cost`), beside its
-    scores. Raises ValueError, before the first question, for what the morph cannot do, what is missing, and a folder
-    that holds another run.
+    control; every image is that of another example. `cost`: reckons, after the last question, what the morph costs
+    (`design_cost`), which stands beside its scores. Raises ValueError, before the first question, for what the morph
+    cannot do, what is missing, and a folder that holds another run.
     """
     for suite in suites:
         check_needs(suite, morph)
@@ -85,7 +85,7 @@ def evaluate_suites(
                 suite.export(results[-1].rows, out)
             keep_shown(examples, results[-1].rows, suite.metrics, out)
         scores = collect_scores(results, files.stamp, out)
-        files.write_scores(scores if cost is None else {**scores, "cost": dict(cost)})
+        files.write_scores(scores if cost is None else {**scores, "cost": dict(cost())})
         files.write_report(render_suites(read_scored_suites(out), list(files.rows.values()), files.stamp, out))
     return results
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diptych.backbones.assets import cache_root
 from diptych.backbones.vision import load_image_encoder
-from diptych.evaluate.emoji_gallery import ENCODER, embed_pictures
-from diptych.evaluate.retrieval import embed_images
+from diptych.data.images import image_to_tensor
+from diptych.evaluate.emoji_gallery import ENCODER
+from diptych.evaluate.retrieval import pooled_features
 from diptych.evaluate.suite import Progress
 from diptych.models.encoded_images import EncodedImages
 
@@ -21,7 +22,8 @@ _AT_ONCE = 128
 
 
 class PictureJudge:
-    """Pictures are compared at the size that a morph draws: a sharper original is still the same thing."""
+    """Features [N, D] as the encoder gives them, of any length. Pictures are compared at the size that a morph draws:
+    a sharper original is still the same thing."""
 
     def __init__(self, encoder: Any = None) -> None:
         """`encoder`: in place of ENCODER; then nothing is kept in the cache."""
@@ -34,17 +36,23 @@ class PictureJudge:
         return (ENCODER,) if self._given is None else ()
 
     def prepare(self, morph: Any, files: Sequence[Path], progress: Progress) -> Tensor:
-        """Unit features [N, D] of files, at the size that the morph draws."""
-        self._size = (getattr(morph, "pixel_decoder", None) or morph).recipe.image_size
-        cache_dir, key = None, "given"
-        if self._given is None:
-            encoder = self._encoder = self._encoder or load_image_encoder(ENCODER).to(morph.device)
-            cache_dir, key = cache_root() / "tensors", encoder.cache_key[:16]
+        """Features of files, at the size that the morph draws."""
+        if self._encoder is None:
+            self._encoder = load_image_encoder(ENCODER).to(morph.device)
+        size = (getattr(morph, "pixel_decoder", None) or morph).recipe.image_size
+        return self.embed_files(files, size=size, progress=progress)
+
+    def embed_files(self, files: Sequence[Path], *, size: int, progress: Progress) -> Tensor:
+        """Features of files at `size`, the size of all that `embed` is given from now on."""
+        if self._encoder is None:
+            self._encoder = load_image_encoder(ENCODER)
+        self._size = size
+        is_kept = self._given is None
         encoded = EncodedImages(
-            lambda images: embed_images(self._encoder, images),
-            key=f"pooled-{key}-{self._size}",
-            image_size=self._size,
-            cache_dir=cache_dir,
+            self._features,
+            key=f"pooled-features-{self._encoder.cache_key[:16] if is_kept else 'given'}-{size}",
+            image_size=size,
+            cache_dir=cache_root() / "tensors" if is_kept else None,
         )
         names = [str(file) for file in files]
         for start in range(0, len(names), _AT_ONCE):
@@ -54,6 +62,10 @@ class PictureJudge:
         return torch.stack([encoded.load(name) for name in names])
 
     def embed(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Unit features [N, D] of what was drawn. `prepare` comes first."""
+        """Features of what was drawn. `prepare` or `embed_files` comes first."""
         assert self._size, "prepare comes first"
-        return embed_pictures(self._encoder, pictures, size=self._size)
+        return self._features(torch.stack([image_to_tensor(picture, self._size) for picture in pictures]))
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """One by one: a drawing has the same features, bit for bit, in its batch and when it is read again."""
+        return pooled_features(self._encoder, pixels, batch_size=1)

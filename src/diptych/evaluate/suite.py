@@ -23,7 +23,7 @@ from diptych.backbones.cache_folder import hash_file
 from diptych.data.images import open_image
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling
-from diptych.evaluate.bootstrap import estimate_mean
+from diptych.evaluate.bootstrap import Estimate, estimate_mean
 from diptych.evaluate.naming import normalise_answer
 from diptych.models.conversation import Ability, Conversation
 
@@ -121,6 +121,9 @@ class Baselines:
     chance: float | None = None
 
 
+NO_BASELINES = Baselines()
+
+
 @dataclass(frozen=True)
 class MetricScore:
     """A metric over all examples (or those of a kind); `interval`: 95%, None where a suite knows none."""
@@ -129,6 +132,10 @@ class MetricScore:
     interval: tuple[float, float] | None
     num: int
     baselines: Baselines
+
+    @classmethod
+    def of(cls, found: Estimate, baselines: Baselines = NO_BASELINES) -> MetricScore:
+        return cls(found.mean, found.interval, found.num, baselines)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -239,8 +246,8 @@ def summarise_means(suite: Suite, examples: Sequence[Example], rows: Sequence[Ro
         values = [row.scores[metric.name] for row in rows if metric.name in row.scores]
         if values:
             found = estimate_mean(values)
-            own = baselines.get(metric.name, Baselines())
-            summary[metric.name] = MetricScore(found.mean, found.interval, found.num, own)
+            own = baselines.get(metric.name, NO_BASELINES)
+            summary[metric.name] = MetricScore.of(found, own)
     return summary
 
 

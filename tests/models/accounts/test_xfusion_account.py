@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
+from diptych.backbones.autoencoder import load_autoencoder
 from diptych.config import build_recipe
 from diptych.models.accounts.run_account import RunAccount
 from diptych.models.accounts.xfusion_account import _decoding_bytes, _read_bytes, account_xfusion
@@ -98,3 +100,14 @@ def test_the_guarantee_is_said_as_it_is(design: str, tmp_path: Path) -> None:
     whole = account.frozen[f"language model {tmp_path}"] + (layers if design == "single" else 0)
     embeddings, norm = 300 * 32, 32
     assert whole == 2 * embeddings + norm + layers
+
+
+@torch.no_grad()
+def test_latents_cost_what_the_autoencoder_runs_of_them(tmp_path: Path) -> None:
+    account = account_of(tmp_path, {})
+    autoencoder = load_autoencoder(account.recipe.autoencoder)
+    size = account.recipe.image_size
+    with FlopCounterMode(display=False) as counter:
+        autoencoder.encode(torch.zeros(2, 3, size, size))
+    each = counter.get_total_flops() / 2
+    assert account.once["latents"].total == pytest.approx(each * account.samples_per_step)

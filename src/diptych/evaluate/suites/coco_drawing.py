@@ -125,7 +125,7 @@ class CocoDrawing:
         real = self._reference.features
         if real is not None and min(len(drawn), len(real)) >= FEWEST:
             found = estimate_kid(drawn, real, are_pairs=False)
-            summary[kernel] = MetricScore(found.mean, found.interval, found.num, Baselines())
+            summary[kernel] = MetricScore.of(found)
         return summary
 
     def _features_of(self, row: Row, folder: Path, network: FeatureNetwork) -> Tensor:

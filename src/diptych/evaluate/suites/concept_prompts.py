@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling, answer_in_images
@@ -102,14 +103,14 @@ class ConceptPrompts:
         ]
 
     def prepare(self, morph: Any, progress: Progress) -> None:
-        self._real = self._judge.prepare(morph, [c.file for c in self._gallery], progress)
+        self._real = normalize(self._judge.prepare(morph, [c.file for c in self._gallery], progress), dim=-1)
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
         drawn = answer_in_images(morph, [e.conversation() for e in examples], sampling)
         return [Answer(images=(image,)) for image in drawn]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:
-        mine = self._judge.embed([answer.images[0] for answer in answers])
+        mine = normalize(self._judge.embed([answer.images[0] for answer in answers]), dim=-1)
         nearness = [self._by_concept(row) for row in (mine @ self._real.T).tolist()]
         return [
             score_nearness(near, self._prompts[example.id]) for example, near in zip(examples, nearness, strict=True)

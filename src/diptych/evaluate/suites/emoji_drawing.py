@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from diptych.backbones.assets import cache_root
-from diptych.backbones.vision import load_image_encoder
-from diptych.data.images import image_to_tensor
+from diptych.data.images import open_image
 from diptych.evaluate.answering import Sampling, answer_in_images
-from diptych.evaluate.bootstrap import Estimate
 from diptych.evaluate.emoji_gallery import ENCODER, Combination, place_in_gallery, read_combinations
 from diptych.evaluate.metrics.set_distances import FEWEST, estimate_diversity, estimate_kid
-from diptych.evaluate.retrieval import pooled_features
+from diptych.evaluate.picture_judge import PictureJudge
 from diptych.evaluate.suite import (
     Answer,
     Baselines,
@@ -34,10 +30,8 @@ from diptych.evaluate.suite import (
     summarise_means,
 )
 from diptych.evaluate.suites.suite_data import EMOJI_ASSETS, find_emoji_set
-from diptych.models.encoded_images import EncodedImages
 
 TOPS = (1, 5)
-_AT_ONCE = 128
 
 
 class EmojiDrawing:
@@ -65,13 +59,10 @@ class EmojiDrawing:
 
     def __init__(self, data: Path | None = None, *, encoder: Any = None) -> None:
         """`encoder`: what judges, in place of ENCODER."""
-        needed = () if encoder is not None else (ENCODER,)
-        assets = needed if data is not None else (*needed, *EMOJI_ASSETS)
+        self._judge = PictureJudge(encoder)
+        assets = (*self._judge.assets, *(() if data is not None else EMOJI_ASSETS))
         self.needs = Needs(("draws",), assets, {"torchmetrics": "eval"})
         self._data = data
-        self._encoder: Any = encoder
-        self._is_given = encoder is not None
-        self._encoded: EncodedImages | None = None
         self._gallery: list[Combination] = []
         self._by_id: dict[str, Combination] = {}
         self._real: dict[str, Tensor] = {}  # features [D] by id, of the whole gallery
@@ -92,41 +83,20 @@ class EmojiDrawing:
         ]
 
     def prepare(self, morph: Any, progress: Progress) -> None:
-        if self._encoder is None:
-            self._encoder = load_image_encoder(ENCODER).to(morph.device)
-        drawer = getattr(morph, "pixel_decoder", None) or morph
-        self._embed_real(drawer.recipe.image_size, progress)
+        self._keep(self._judge.prepare(morph, self._files(), progress))
 
-    def _embed_real(self, size: int, progress: Progress) -> None:
-        """Features of images at `size`; kept in the cache, by what they are and what judges them."""
-        if self._encoder is None:
-            self._encoder = load_image_encoder(ENCODER)
-        key = "given" if self._is_given else self._encoder.cache_key[:16]
-        self._encoded = EncodedImages(
-            self._features,
-            key=f"pooled-features-{key}-{size}",
-            image_size=size,
-            cache_dir=None if self._is_given else cache_root() / "tensors",
-        )
-        files = [str(c.file) for c in self._gallery]
-        for start in range(0, len(files), _AT_ONCE):
-            self._encoded.prepare(files[start : start + _AT_ONCE])
-            progress("embedding real images", min(start + _AT_ONCE, len(files)), len(files))
-        self._encoded.flush()
-        self._real = {_id(c): self._encoded.load(str(c.file)) for c in self._gallery}
+    def _files(self) -> list[Path]:
+        return [combination.file for combination in self._gallery]
 
-    def _features(self, pixels: Tensor) -> Tensor:
-        """One by one: a drawing has the same features, bit for bit, in its batch and when it is read again."""
-        return pooled_features(self._encoder, pixels, batch_size=1)
+    def _keep(self, features: Tensor) -> None:
+        self._real = dict(zip(self._by_id, features, strict=True))
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
         drawn = answer_in_images(morph, [e.conversation() for e in examples], sampling)
         return [Answer(images=(image,)) for image in drawn]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:
-        assert self._encoded is not None, "prepare comes first"
-        size = self._encoded.image_size
-        drawn = self._features(torch.stack([image_to_tensor(answer.images[0], size) for answer in answers]))
+        drawn = self._judge.embed([answer.images[0] for answer in answers])
         self._drawn |= {example.id: features for example, features in zip(examples, drawn, strict=True)}
         mine, real = normalize(drawn, dim=-1), self._unit(self._gallery)
         asked = [self._by_id[example.id] for example in examples]
@@ -164,8 +134,8 @@ class EmojiDrawing:
 
     def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
         if not self._real:  # every row was there, so that nothing was prepared
-            with Image.open(folder / rows[0].images[0]) as image:
-                self._embed_real(image.width, lambda what, done, total: None)
+            size = open_image(folder / rows[0].images[0]).width
+            self._keep(self._judge.embed_files(self._files(), size=size, progress=lambda what, done, total: None))
         summary = summarise_means(self, examples, rows)
         if len(rows) < FEWEST:
             return summary
@@ -176,18 +146,13 @@ class EmojiDrawing:
             "diversity": estimate_diversity(drawn),
             "diversity_of_real": estimate_diversity(real),
         }
-        return summary | {name: _metric_score(found) for name, found in of_set.items()}
+        return summary | {name: MetricScore.of(found) for name, found in of_set.items()}
 
     def _features_of(self, row: Row, folder: Path) -> Tensor:
         if row.id not in self._drawn:
-            assert self._encoded is not None
-            self._drawn[row.id] = self._encoded.load(str(folder / row.images[0]))
+            (self._drawn[row.id],) = self._judge.embed([open_image(folder / row.images[0])])
         return self._drawn[row.id]
 
 
 def _id(combination: Combination) -> str:
     return f"{combination.style}/{combination.concept}"
-
-
-def _metric_score(found: Estimate) -> MetricScore:
-    return MetricScore(found.mean, found.interval, found.num, Baselines())

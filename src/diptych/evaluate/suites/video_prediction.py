@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from diptych.data.builders.concept_splits import HELD_OUT
 from diptych.data.samples import Sample
@@ -77,7 +78,8 @@ class VideoPrediction:
 
     def prepare(self, morph: Any, progress: Progress) -> None:
         files = sorted({file for frames in self._frames.values() for file in frames})
-        self._features = dict(zip(files, self._judge.prepare(morph, files, progress), strict=True))
+        features = normalize(self._judge.prepare(morph, files, progress), dim=-1)
+        self._features = dict(zip(files, features, strict=True))
         self._right_features = torch.stack([self._features[file] for file, _ in self._right])
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
@@ -98,7 +100,7 @@ class VideoPrediction:
     def _score(self, example: Example, answer: Answer) -> Scores:
         if example.reference_image is None:
             return {"exact": float(is_named(answer.text, example.reference))}
-        mine = self._judge.embed(answer.images)[0]
+        mine = normalize(self._judge.embed(answer.images), dim=-1)[0]
         near = {file: float(mine @ self._features[file]) for file in self._frames[example.id]}
         right = near.pop(example.reference_image)
         thing = self._things[example.id]

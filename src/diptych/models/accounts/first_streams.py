@@ -19,6 +19,7 @@ from diptych.data.tokenize import build_sequence
 from diptych.sequence import ImageSpan, Sequence, TextSpan
 
 NOMINAL_TEXT_TOKENS = 24
+NOMINAL = f"{NOMINAL_TEXT_TOKENS} text tokens, then an image to draw"
 NUM_LOOKED_AT = 256
 
 
@@ -48,14 +49,15 @@ def first_streams(
     num_image_tokens: int,
     image: Tensor,
     boundary_ids: tuple[int, int] | None = None,
+    assume_lengths: bool = False,
 ) -> FirstStreams:
-    """`image` stands for every image. Without a tokenizer or data: text, then an image to draw."""
-    lacking = [source.path for source in recipe.data.sources if not is_there(source)]
+    """`image` stands for every image. Without a tokenizer or data, or by `assume_lengths`: text, then an image to
+    draw."""
     micro = recipe.train.per_device_train_batch_size
-    if tokenizer is None or lacking:
+    reason = None if assume_lengths else _what_lacks(recipe, tokenizer)
+    if assume_lengths or reason is not None:
         drawing = _nominal(num_image_tokens, image, boundary_ids)
-        reason = f"{lacking[0]} is not there" if lacking else f"{recipe.language_model} is not fetched"
-        assumed = f"{NOMINAL_TEXT_TOKENS} text tokens, then an image to draw, since {reason}"
+        assumed = NOMINAL if reason is None else f"{NOMINAL}, since {reason}"
         return FirstStreams([replace(drawing, draw=draw) for draw in range(micro)], micro, assumed)
     sources = open_sources(recipe.data)
     build = _builder(recipe, tokenizer, num_image_tokens, image, boundary_ids)
@@ -76,6 +78,13 @@ def first_streams(
     if length is not None:
         micro = max(1, round(length * len(streams) / sum(map(len, streams))))
     return FirstStreams(streams, micro, None)
+
+
+def _what_lacks(recipe: Recipe, tokenizer: Any) -> str | None:
+    for source in recipe.data.sources:
+        if not is_there(source):
+            return f"{source.path} is not there"
+    return f"{recipe.language_model} is not fetched" if tokenizer is None else None
 
 
 def _nominal(num_image_tokens: int, image: Tensor, boundary_ids: tuple[int, int] | None) -> Sequence:

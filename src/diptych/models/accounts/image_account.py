@@ -10,7 +10,12 @@ from torch import nn
 from diptych.backbones.skeletons import build_autoencoder_skeleton, build_encoder_skeleton
 from diptych.config import Recipe
 from diptych.distributed import compute_device, resolve_dtype
-from diptych.models.accounts.meta_counting import count_encoder_flops, count_flops, count_parameters
+from diptych.models.accounts.meta_counting import (
+    count_encoder_flops,
+    count_encoding_flops,
+    count_flops,
+    count_parameters,
+)
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
 from diptych.models.autoencoder_training import build_autoencoder
 from diptych.models.pixel_decoder import VisualTokens, build_flow_denoiser
@@ -53,11 +58,10 @@ def account_pixel_decoder(recipe: Recipe) -> RunAccount:
         is_flow = denoiser.loss_name == "flow"
         t = torch.zeros(micro) if is_flow else torch.zeros(micro, dtype=torch.long)
         dropped = torch.zeros(micro, dtype=torch.bool)
-        pixels = torch.zeros(1, 3, recipe.image_size, recipe.image_size)
         cost = count_flops(lambda: denoiser(latents, features, latents, t, dropped))
         once = {
             "visual tokens": Flops(count_encoder_flops(encoder)) * _per_step(recipe),
-            "latents": count_flops(lambda: autoencoder.encode(pixels)) * _per_step(recipe),
+            "latents": Flops(count_encoding_flops(autoencoder, recipe.image_size)) * _per_step(recipe),
         }
     return _account(
         recipe,

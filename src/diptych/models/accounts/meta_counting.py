@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,13 @@ def count_encoder_flops(encoder: ImageEncoder) -> float:
     size = encoder.preprocessing.image_size
     pixels = torch.zeros(1, 3, size, size, dtype=encoder.dtype, device="meta")
     return count_flops(lambda: encoder.network(pixels)[0]).forward
+
+
+@torch.no_grad()
+def count_encoding_flops(autoencoder: Any, image_size: int) -> float:
+    """Of one image into latents, by an autoencoder on the meta device."""
+    pixels = torch.zeros(1, 3, image_size, image_size, device="meta")
+    return count_flops(lambda: autoencoder.encode(pixels)).forward
 
 
 def count_parameters(module: nn.Module) -> int:

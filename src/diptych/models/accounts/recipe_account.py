@@ -6,20 +6,21 @@ from diptych.config import Recipe
 from diptych.models.accounts.run_account import RunAccount
 
 
-def account_recipe(recipe: Recipe) -> RunAccount:
+def account_recipe(recipe: Recipe, *, assume_lengths: bool = False) -> RunAccount:
     """Reckons what `diptych train` of this recipe costs. No weights are loaded, and nothing is trained.
 
-    Where the recipe's data is there its first samples are looked at; otherwise lengths are assumed, and said to be.
+    Where the recipe's data is there its first samples are looked at; otherwise, and with `assume_lengths`, lengths are
+    assumed, and said to be.
     Raises ValueError as building the model would: a family that cannot be routed, layers that do not exist ...
     """
     if recipe.method == "xfusion":
         from diptych.models.accounts.xfusion_account import account_xfusion
 
-        return account_xfusion(recipe)
+        return account_xfusion(recipe, assume_lengths=assume_lengths)
     if recipe.method == "vpit":
         from diptych.models.accounts.vpit_account import account_vpit
 
-        return account_vpit(recipe)
+        return account_vpit(recipe, assume_lengths=assume_lengths)
     from diptych.models.accounts.image_account import account_autoencoder, account_pixel_decoder
 
     return account_autoencoder(recipe) if recipe.method == "autoencoder" else account_pixel_decoder(recipe)

@@ -19,7 +19,7 @@ from diptych.nn.cut_decoder import cut_decoder
 from diptych.sequence import pack
 
 
-def account_vpit(recipe: Recipe) -> RunAccount:
+def account_vpit(recipe: Recipe, *, assume_lengths: bool = False) -> RunAccount:
     """See `account_recipe`."""
     config = recipe.vpit
     language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
@@ -39,6 +39,7 @@ def account_vpit(recipe: Recipe) -> RunAccount:
         num_image_tokens=config.num_image_tokens,
         image=torch.zeros(config.num_image_tokens, encoder.feature_dim),
         boundary_ids=model.boundary_tokens.token_ids,
+        assume_lengths=assume_lengths,
     )
     per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     share = per_step / len(first.streams)

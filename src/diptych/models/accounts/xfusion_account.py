@@ -12,7 +12,7 @@ from diptych.distributed import compute_device, resolve_dtype
 from diptych.models.accounts.first_streams import FirstStreams, find_tokenizer, first_streams
 from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
 from diptych.models.accounts.fused_formulas import FROZEN, MAPS, TRAINED, fused_step_flops, of_kind
-from diptych.models.accounts.meta_counting import count_encoder_flops, count_parameters
+from diptych.models.accounts.meta_counting import count_encoder_flops, count_encoding_flops, count_parameters
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
 from diptych.models.fused import FusedXFusion
 from diptych.models.xfusion_building import XFusionModel, build_xfusion_skeleton
@@ -20,7 +20,9 @@ from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
 
 
-def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams | None = None) -> RunAccount:
+def account_xfusion(
+    recipe: Recipe, *, assume_lengths: bool = False, language: Any = None, first: FirstStreams | None = None
+) -> RunAccount:
     """See `account_recipe`. `language`: a skeleton that is at hand; `first`: sequences, of as many image tokens."""
     if language is None:
         language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
@@ -29,12 +31,18 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
     if first is None:
         size = recipe.image_size // autoencoder.downsampling
         latent = torch.zeros(autoencoder.latent_channels, size, size)
-        first = first_streams(recipe, find_tokenizer(recipe), num_image_tokens=vision.num_image_tokens, image=latent)
+        first = first_streams(
+            recipe,
+            find_tokenizer(recipe),
+            num_image_tokens=vision.num_image_tokens,
+            image=latent,
+            assume_lengths=assume_lengths,
+        )
     samples_per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     share = samples_per_step / len(first.streams)
     flops: dict[str, Flops] = {}
     spent: dict[str, tuple[float, str]] = {}
-    once, features = Flops(), Flops()
+    once, features, num_latents = Flops(), Flops(), 0
     encoders = {
         kind: build_encoder_skeleton(
             wanted.image_encoder, layer=wanted.encoder_layer, image_size=wanted.encoder_image_size
@@ -53,9 +61,11 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
         for name, (count, kind) in _tokens(batch, plan).items():
             spent[name] = (spent.get(name, (0.0, kind))[0] + count, kind)
         once += frozen_text_flops(model, batch, plan)
+        num_latents += int(batch.image_is_target.sum()) if "image_input" in encoders else batch.num_images
         for kind, encoder in encoders.items():
             seen = batch.num_images if kind == "alignment" else int((~batch.image_is_target).sum())
             features += Flops(count_encoder_flops(encoder) * seen)
+    latent_cost = Flops(count_encoding_flops(autoencoder, recipe.image_size)) if num_latents else Flops()
     return RunAccount(
         recipe=recipe,
         dtype=resolve_dtype(recipe.dtype, compute_device()),
@@ -72,7 +82,7 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
             PartCost(name, cost * share, spent[name][0] * share, spent[name][1]) for name, cost in flops.items()
         ),
         samples_per_step=samples_per_step,
-        once={"frozen text": once * share} | ({"features of images": features * share} if encoders else {}),
+        once=_spent({"frozen text": once, "latents": latent_cost * num_latents, "features of images": features}, share),
         cached={
             "text states": (4 * len(vision.layers) * model.text_tower.width, "per text token"),
             "keys and values, while drawing": (_read_bytes(model), "per token before the image"),
@@ -82,6 +92,10 @@ def account_xfusion(recipe: Recipe, *, language: Any = None, first: FirstStreams
         assumed=first.assumed,
         tokens=tokens,
     )
+
+
+def _spent(costs: dict[str, Flops], share: float) -> dict[str, Flops]:
+    return {name: cost * share for name, cost in costs.items() if cost.total}
 
 
 def _shared(model: XFusionModel) -> int:
