@@ -72,7 +72,10 @@ class ColourSuite:
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
         asked = [example.conversation() for example in examples]
         if self.draws:
-            return [Answer(images=(image,)) for image in answer_in_images(morph, asked, sampling)]
+            return [
+                Answer(images=(image,))
+                for image in answer_in_images(morph, asked, sampling, ids=[e.id for e in examples])
+            ]
         return [Answer(text) for text in answer_in_text(morph, asked)]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:

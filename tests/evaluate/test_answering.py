@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,20 +31,23 @@ def test_texts_are_joined_and_images_passed_over() -> None:
     assert morph.options == {"generation_mode": "text", "max_new_tokens": 5}
 
 
-def test_sampling_reaches_the_morph_and_each_batch_has_its_seed() -> None:
+def test_sampling_reaches_the_morph_and_each_id_has_its_seed() -> None:
     morph = Parts("Here:", IMAGE)
     sampling = Sampling(guidance_scale=2.0, num_inference_steps=4, sampler="heun", seed=10)
-    assert answer_in_images(morph, ASKED, sampling.for_batch(3)) == [IMAGE] * 2
+    assert answer_in_images(morph, ASKED, sampling, ids=["a", "b"]) == [IMAGE] * 2
+    one, other = morph.options.pop("seed")
+    assert one != other
+    assert sampling.options(["b", "c", "a"])["seed"][::2] == [other, one], "whatever is asked beside it"
+    assert replace(sampling, seed=11).options(["a"])["seed"] != [one]
     assert morph.options == {
         "generation_mode": "image",
         "guidance_scale": 2.0,
         "num_inference_steps": 4,
         "sampler": "heun",
-        "seed": 13,
     }
 
 
 @pytest.mark.parametrize("parts", [(), ("no",), (IMAGE, IMAGE)])
 def test_other_than_one_image_is_refused(parts: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match="asked for one image each"):
-        answer_in_images(Parts(*parts), ASKED, Sampling())
+        answer_in_images(Parts(*parts), ASKED, Sampling(), ids=["a", "b"])

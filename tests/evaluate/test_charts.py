@@ -63,6 +63,12 @@ def test_intervals_stand_in_order_on_one_axis() -> None:
     assert "a & <b>" in "".join(root.itertext())
 
 
+def test_a_value_without_an_interval_has_no_whisker() -> None:
+    root = ElementTree.fromstring(draw_intervals([Interval("a", 0.5, None)], title="t", x_label="x"))
+    assert len(list(root.iter("circle"))) == 1
+    assert "whisker" not in {line.attrib["class"] for line in root.iter("line")}
+
+
 @pytest.mark.parametrize("values", [[], [2.0], [3.0, -1e9]])
 def test_any_intervals_give_a_chart(values: list[float]) -> None:
     shown = [Interval("x", value, (value, value)) for value in values]

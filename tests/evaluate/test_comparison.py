@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from diptych.evaluate.comparison import Comparison, compare_runs
 from diptych.evaluate.harness import evaluate_suites
-from diptych.evaluate.result_files import ROWS
+from diptych.evaluate.result_files import ROWS, read_rows
 from toy_suite import ColourSuite, FakeMorph, always_commonest, another_stamp, draw, look
 
 
@@ -68,7 +69,45 @@ def test_the_same_ids_of_other_pictures_are_refused(tmp_path: Path) -> None:
     one = run(tmp_path, look)
     Image.new("RGB", (8, 8), "white").save(tmp_path / "data" / "0.png")
     other = run(tmp_path, always_commonest)
-    with pytest.raises(ValueError, match=r"same ids and yet differ \(prompt_set_hash"):
+    with pytest.raises(ValueError, match=r"same ids and yet are asked or judged otherwise \(whole_set_hash"):
+        compare_runs(one, other)
+
+
+def test_what_judges_otherwise_is_told(tmp_path: Path) -> None:
+    class Judging(ColourSuite):
+        judge_hashes: Mapping[str, str] = {}
+
+    folders = []
+    for number in range(2):
+        suite = Judging(tmp_path / "data")
+        suite.judge_hashes = {"clip": f"{number}" * 64}
+        folders.append(tmp_path / f"judged-{number}")
+        evaluate_suites(FakeMorph(look), [suite], folders[-1], stamp=another_stamp())
+    assert compare_runs(*folders).stamp_differences == [f"judge colours.clip: {'0' * 16}, not {'1' * 16}"]
+
+
+def test_the_control_is_compared_with_the_run_itself(tmp_path: Path) -> None:
+    plain, shuffled = run(tmp_path, look), tmp_path / "shuffled"
+    suite = ColourSuite(tmp_path / "data", 100)
+    evaluate_suites(FakeMorph(look), [suite], shuffled, stamp=another_stamp(), limit=150, shuffle_images=True)
+    comparison = compare_runs(plain, shuffled)
+    assert find(comparison, "colour").is_clear
+    assert find(comparison, "").other < 1
+    assert comparison.stamp_differences == ["shuffle_images: False, not True"]
+
+
+def test_the_same_questions_out_of_another_set_are_refused(tmp_path: Path) -> None:
+    """Answers are also judged by examples that were not asked: retrieval among fewer is easier."""
+    one = run(tmp_path, look)
+    picked = {id for _, id in ((row.suite, row.id) for row in read_rows(one))}
+
+    class Fewer(ColourSuite):
+        def load_examples(self, progress: Any) -> Any:
+            return [example for example in super().load_examples(progress) if example.id in picked]
+
+    other = tmp_path / "fewer"
+    evaluate_suites(FakeMorph(look), [Fewer(tmp_path / "data", 100)], other, stamp=another_stamp())
+    with pytest.raises(ValueError, match="whole_set_hash"):
         compare_runs(one, other)
 
 

@@ -15,6 +15,8 @@ import pytest
 from diptych.evaluate.answering import Sampling
 from diptych.evaluate.harness import evaluate_suites
 from diptych.evaluate.result_files import read_rows
+from diptych.evaluate.scores import Score
+from diptych.evaluate.suite import Needs
 from toy_suite import STAMP, ColourSuite, FakeMorph, always_commonest, another_stamp, draw, look
 
 KILLED = """
@@ -41,7 +43,8 @@ def test_one_who_always_answers_right_scores_100_per_cent(tmp_path: Path) -> Non
     told = run(FakeMorph(look), ColourSuite(tmp_path / "data"), tmp_path / "out")
     assert told["headline"] == "exact"
     assert told["scores"]["exact"]["mean"] == 1
-    assert told["scores"]["exact"]["interval_95"] == [1, 1]
+    low, high = told["scores"]["exact"]["interval_95"]
+    assert 0.8 < low < high == 1, "of twenty images, not of certainty"
     assert told["scores"]["exact"]["n"] == told["n"] == 40
     assert {kind: scores["exact"]["mean"] for kind, scores in told["kinds"].items()} == {"colour": 1, "red": 1}
 
@@ -95,7 +98,7 @@ def test_a_run_that_was_killed_loses_nothing(tmp_path: Path) -> None:
     assert morph.num_answered == 100
     assert told["scores"]["exact"] == {
         "mean": 1,
-        "interval_95": [1, 1],
+        "interval_95": list(Score(1.0, 500, chance=0.0).interval),  # two questions on each of 500 images
         "n": 1000,
         "majority": (200 + 300) / 1000,
         "chance": (500 / 4 + 500 / 2) / 1000,
@@ -111,12 +114,16 @@ def test_a_finished_run_asks_nothing_and_loads_nothing(tmp_path: Path) -> None:
     assert suite.num_prepared == 1
 
 
-def test_what_is_drawn_is_kept_beside_its_row_and_each_batch_has_its_noise(tmp_path: Path) -> None:
+def test_what_is_drawn_is_kept_beside_its_row_and_each_example_has_its_noise(tmp_path: Path) -> None:
     suite = ColourSuite(tmp_path / "data", 10, draws=True)
     morph = FakeMorph(draw)
     told = run(morph, suite, tmp_path / "out", sampling=Sampling(seed=7, guidance_scale=2.0), batch_size=4)
     assert told["scores"]["nearness"]["mean"] == 1
-    assert [options["seed"] for options in morph.options] == [7, 8, 9]
+    seeds = [seed for options in morph.options for seed in options["seed"]]
+    assert len(set(seeds)) == len(seeds) == 10
+    whole = FakeMorph(draw)
+    run(whole, suite, tmp_path / "at-once", sampling=Sampling(seed=7), batch_size=50)
+    assert [seed for options in whole.options for seed in options["seed"]] == seeds, "whatever the size of batches"
     assert {options["guidance_scale"] for options in morph.options} == {2.0}
     for row in read_rows(tmp_path / "out"):
         (image,) = row.images
@@ -161,6 +168,42 @@ def test_another_suite_may_join_a_run(tmp_path: Path) -> None:
 def test_what_the_morph_costs_stands_beside_its_scores(tmp_path: Path) -> None:
     run(FakeMorph(look), ColourSuite(tmp_path / "data"), tmp_path / "out", cost=lambda: {"parameters": {"total": 3}})
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["cost"] == {"parameters": {"total": 3}}
+
+
+def test_scores_are_written_before_the_cost_is_reckoned(tmp_path: Path) -> None:
+    def reckon() -> dict[str, int]:
+        raise RuntimeError("no luck")
+
+    with pytest.raises(RuntimeError, match="no luck"):
+        run(FakeMorph(look), ColourSuite(tmp_path / "data"), tmp_path / "out", cost=reckon)
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["suites"]["colours"]["n"] == 40
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_all_suites_are_checked_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr("diptych.evaluate.harness.asset_path", fetched.append)
+    reading = ColourSuite(tmp_path / "data")
+    reading.needs = Needs(("reads",), ("some-asset",))
+    drawing = ColourSuite(tmp_path / "other", draws=True, name="drawing")
+    drawing.needs = Needs(("reconstructs",), ("another",))
+    with pytest.raises(ValueError, match="suite drawing needs a morph that reconstructs"):
+        evaluate_suites(FakeMorph(look), [reading, drawing], tmp_path / "out", stamp=STAMP)
+    assert fetched == []
+    run(FakeMorph(look), reading, tmp_path / "out")
+    assert fetched == ["some-asset"]
+
+
+def test_a_run_goes_on_under_another_name_of_the_morph_and_on_another_number_of_cores(tmp_path: Path) -> None:
+    suite = ColourSuite(tmp_path / "data")
+    first = STAMP | {"machine": {"cores": "2", "commit": "a"}}
+    evaluate_suites(FakeMorph(look), [suite], tmp_path / "out", stamp=first)
+    again = FakeMorph(look)
+    moved = STAMP | {"morph": "./fake", "machine": {"cores": "16", "commit": "a"}}
+    evaluate_suites(again, [suite], tmp_path / "out", stamp=moved)
+    assert again.num_answered == 0
+    with pytest.raises(ValueError, match=r"machine\.commit: a, not b"):
+        evaluate_suites(again, [suite], tmp_path / "out", stamp=STAMP | {"machine": {"cores": "2", "commit": "b"}})
 
 
 def test_what_a_morph_cannot_do_is_refused_before_anything_is_asked(tmp_path: Path) -> None:

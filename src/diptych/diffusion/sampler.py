@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -49,7 +49,10 @@ def _at(t: float, x: Tensor) -> Tensor:
     return torch.full((x.shape[0],), t, dtype=x.dtype, device=x.device)
 
 
-def starting_noise(images: Iterable[int], shape: tuple[int, ...], *, seed: int) -> Tensor:
-    """Standard normal noise [I, *shape], that of image k from (seed, k) alone."""
-    generators = [torch.Generator().manual_seed((seed * 1_000_003 + k) % 2**63) for k in images]
+def starting_noise(images: Sequence[int], shape: tuple[int, ...], *, seed: int | Sequence[int]) -> Tensor:
+    """Standard normal noise [I, *shape], that of image k from (seed, k) alone. `seed`: of all, or one for each."""
+    seeds = [seed] * len(images) if isinstance(seed, int) else seed
+    generators = [
+        torch.Generator().manual_seed((own * 1_000_003 + k) % 2**63) for own, k in zip(seeds, images, strict=True)
+    ]
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])

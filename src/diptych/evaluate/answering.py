@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -20,18 +21,18 @@ class Sampling:
     sampler: str | None = None
     seed: int = 0
 
-    def for_batch(self, number: int) -> Sampling:
-        """Each batch has a noise of its own, so that scores do not hang on a single one."""
-        return replace(self, seed=self.seed + number)
-
-    def options(self) -> dict[str, Any]:
-        """As a morph's calls take them."""
+    def options(self, ids: Sequence[str]) -> dict[str, Any]:
+        """As a morph's calls take them. Whatever is asked beside it, what is asked under an id has a noise of its own:
+        scores hang neither on a single noise nor on the size of batches."""
         return {
             "guidance_scale": self.guidance_scale,
             "num_inference_steps": self.num_inference_steps,
             "sampler": self.sampler,
-            "seed": self.seed,
+            "seed": [self._seed(id) for id in ids],
         }
+
+    def _seed(self, id: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed}:{id}".encode()).digest()[:5])
 
 
 def answer_in_text(morph: Any, conversations: Sequence[Conversation], *, max_new_tokens: int = 16) -> list[str]:
@@ -40,16 +41,19 @@ def answer_in_text(morph: Any, conversations: Sequence[Conversation], *, max_new
     return ["".join(part for part in parts if isinstance(part, str)) for parts in made]
 
 
-def answer_in_images(morph: Any, conversations: Sequence[Conversation], sampling: Sampling) -> list[Image.Image]:
-    """One image for each conversation, in one batch. Raises ValueError where a morph answers with none."""
-    return [image for (image,) in answer_in_several_images(morph, conversations, sampling, num_images=1)]
+def answer_in_images(
+    morph: Any, conversations: Sequence[Conversation], sampling: Sampling, *, ids: Sequence[str]
+) -> list[Image.Image]:
+    """One image for each conversation, in one batch; `ids`: see `Sampling.options`. Raises ValueError where a morph
+    answers with none."""
+    return [image for (image,) in answer_in_several_images(morph, conversations, sampling, ids=ids, num_images=1)]
 
 
 def answer_in_several_images(
-    morph: Any, conversations: Sequence[Conversation], sampling: Sampling, *, num_images: int
+    morph: Any, conversations: Sequence[Conversation], sampling: Sampling, *, ids: Sequence[str], num_images: int
 ) -> list[list[Image.Image]]:
     """So many images for each conversation, each of a noise of its own. Raises ValueError where a morph gives fewer."""
-    options = sampling.options() | ({"num_images": num_images} if num_images > 1 else {})
+    options = sampling.options(ids) | ({"num_images": num_images} if num_images > 1 else {})
     made = morph.generate_batch(conversations, generation_mode="image", **options)
     drawn = [[part for part in parts if isinstance(part, Image.Image)] for parts in made]
     if any(len(images) != num_images for images in drawn):

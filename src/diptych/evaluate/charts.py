@@ -105,11 +105,11 @@ def series_class(series: int) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its interval; `tick`, `diamond`: what it is to be compared with."""
+    """A value with its interval, where one is known; `tick`, `diamond`: what it is to be compared with."""
 
     name: str
     value: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     tick: float | None = None
     diamond: float | None = None
 
@@ -121,7 +121,7 @@ def draw_intervals(
     axis; None: those of what is shown."""
     longest = max((len(one.name) for one in intervals), default=0)
     left, height = min(max(60, 7 * longest + 16), WIDTH // 2), _TOP + 24 * len(intervals) + _BOTTOM
-    edges = [e for one in intervals for e in (*one.interval, one.value, one.tick, one.diamond) if e is not None]
+    edges = [e for one in intervals for e in (*(one.interval or ()), one.value, one.tick, one.diamond) if e is not None]
     low, high = bounds or _widen(min(edges, default=0.0), max(edges, default=1.0))
     margin = 0.0 if bounds else 0.03 * (high - low)  # no mark lies on the names
     low, high = low - margin, high + margin
@@ -138,10 +138,11 @@ def draw_intervals(
         parts.append(f'<text class="label" x="{place(x):.1f}" y="{foot + 16}" text-anchor="middle">{_label(x)}</text>')
     for number, one in enumerate(intervals):
         y = _TOP + 24 * number + 12
-        from_x, to_x = (place(edge) for edge in one.interval)
         told = one.name if len(one.name) <= _MOST_LETTERS else f"{one.name[: _MOST_LETTERS - 1]}…"
         parts.append(f'<text class="label" x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(told)}</text>')
-        parts.append(f'<line class="whisker" x1="{from_x:.1f}" x2="{to_x:.1f}" y1="{y}" y2="{y}"/>')
+        if one.interval is not None:
+            from_x, to_x = map(place, one.interval)
+            parts.append(f'<line class="whisker" x1="{from_x:.1f}" x2="{to_x:.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="dot" cx="{place(one.value):.1f}" cy="{y}" r="4"/>')
         if one.tick is not None:
             x = place(one.tick)

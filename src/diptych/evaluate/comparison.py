@@ -74,6 +74,8 @@ def compare_runs(one: Path, other: Path) -> Comparison:
         for kind in sorted({row.kind for row, _ in pairs} - {""}):
             differences += _compare(suite, kind, [pair for pair in pairs if pair[0].kind == kind])
     told = stamp_differences(stamps[0], stamps[1], ignored=frozenset({"suites"}))
+    judges = [{name: stamp["suites"][name].get("judges", {}) for name in shared} for stamp in stamps]
+    told += [f"judge {line}" for line in stamp_differences(*judges)]
     return Comparison(differences, told, sorted(names[0] ^ names[1]))
 
 
@@ -94,9 +96,15 @@ def _pair(
             if ids
         )
         raise ValueError(f"the examples of {suite} differ: {told}; evaluate both with the same --data and --limit")
-    asked = [{key: stamp["suites"][suite][key] for key in ("version", "prompt_set_hash")} for stamp in stamps]
+    same = ["version", "whole_set_hash"]  # of the whole set, since answers are also judged by examples not asked
+    if stamps[0].get("shuffle_images") == stamps[1].get("shuffle_images"):
+        same.append("prompt_set_hash")
+    asked = [{key: stamp["suites"][suite].get(key) for key in same} for stamp in stamps]
     if told := stamp_differences(*asked):
-        raise ValueError(f"the examples of {suite} have the same ids and yet differ ({'; '.join(told)})")
+        raise ValueError(
+            f"the examples of {suite} have the same ids and yet are asked or judged otherwise ({'; '.join(told)}); "
+            "evaluate both with one version of diptych, on the same --data"
+        )
     return [(own[0][id], own[1][id]) for id in sorted(own[0])]
 
 
@@ -106,6 +114,7 @@ def _compare(suite: str, kind: str, pairs: Sequence[tuple[Row, Row]]) -> list[Di
         values = [(a.scores[metric], b.scores[metric]) for a, b in pairs if metric in a.scores and metric in b.scores]
         if values:
             means = [sum(column) / len(values) for column in zip(*values, strict=True)]
-            estimate = estimate_mean([b - a for a, b in values])
+            groups = [a.inputs or a.id for a, b in pairs if metric in a.scores and metric in b.scores]
+            estimate = estimate_mean([b - a for a, b in values], groups=groups)
             found.append(Difference(suite, metric, kind, means[0], means[1], estimate))
     return found

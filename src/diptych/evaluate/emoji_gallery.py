@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diptych.backbones.cache_folder import hash_file
 from diptych.data.builders.data_card import read_card
 from diptych.data.images import image_to_tensor, open_image
 from diptych.data.samples import Message, Sample, read_samples
@@ -56,6 +59,12 @@ def read_combinations(data: Path) -> list[Combination]:
             f"the data set in {data} does not hold every concept in every style; delete and build it again"
         )
     return combinations
+
+
+def hash_gallery(gallery: Sequence[Combination]) -> str:
+    """SHA-256 over what is in it and the bytes of its real images: ranks among others are other ranks."""
+    entries = sorted([c.concept, c.style, hash_file(c.file)] for c in gallery)
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def compare_with_gallery(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diptych.backbones.assets import asset_path
 from diptych.evaluate.answering import Sampling
 from diptych.evaluate.result_files import SCORES, ResultFiles, open_results, read_json
 from diptych.evaluate.scored_suites import read_scored_suites
@@ -61,19 +62,21 @@ def evaluate_suites(
         check_needs(suite, morph)
         if shuffle_images and "reads" not in suite.needs.abilities:
             raise ValueError(f"suite {suite.name} shows no image to read, so there is none to shuffle")
+    for asset in dict.fromkeys(asset for suite in suites for asset in suite.needs.assets):
+        asset_path(asset)
     chosen: dict[str, list[Example]] = {}
+    stamped: dict[str, Stamp] = {}
     for suite in suites:
-        examples = choose_examples(suite.load_examples(progress), limit, suite=suite.name)
-        chosen[suite.name] = with_shuffled_images(examples) if shuffle_images else examples
-    stamped = {
-        suite.name: {
+        whole = suite.load_examples(progress)
+        examples = choose_examples(whole, limit, suite=suite.name)
+        chosen[suite.name] = own = with_shuffled_images(examples) if shuffle_images else examples
+        stamped[suite.name] = {
             "version": suite.version,
-            "num_examples": len(chosen[suite.name]),
-            "prompt_set_hash": prompt_set_hash(chosen[suite.name]),
+            "num_examples": len(own),
+            "prompt_set_hash": prompt_set_hash(own),
+            "whole_set_hash": prompt_set_hash(whole),
             **({"judges": dict(suite.judge_hashes)} if isinstance(suite, Judged) else {}),
         }
-        for suite in suites
-    }
     stamp = {**stamp, "batch_size": batch_size, "shuffle_images": shuffle_images, "suites": stamped}
     with open_results(out, stamp) as files:
         results = []
@@ -85,8 +88,10 @@ def evaluate_suites(
                 suite.export(results[-1].rows, out)
             keep_shown(examples, results[-1].rows, suite.metrics, out)
         scores = collect_scores(results, files.stamp, out)
-        files.write_scores(scores if cost is None else {**scores, "cost": dict(cost())})
+        files.write_scores(scores)
         files.write_report(render_suites(read_scored_suites(out), list(files.rows.values()), files.stamp, out))
+        if cost is not None:
+            files.write_scores({**scores, "cost": dict(cost())})
     return results
 
 
@@ -106,11 +111,11 @@ def _answer_missing(
     suite.prepare(morph, progress)
     num_done = len(examples) - len(missing)
     progress(f"suite {suite.name}", num_done, len(examples))
-    for number, start in enumerate(range(0, len(examples), batch_size)):
+    for start in range(0, len(examples), batch_size):
         batch = [example for example in examples[start : start + batch_size] if example.id not in done]
         if not batch:
             continue
-        answers = suite.answer(morph, batch, sampling.for_batch(number))
+        answers = suite.answer(morph, batch, sampling)
         scores = suite.score(batch, answers)
         files.append([_row(suite, files, *answered) for answered in zip(batch, answers, scores, strict=True)])
         num_done += len(batch)

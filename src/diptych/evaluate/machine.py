@@ -35,19 +35,23 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    """Of the checkout that this code runs from; an installed package in some other checkout is none of it."""
+    """Of the checkout that this code runs from, `-edited` where its files are not those of the commit; an installed
+    package in some other checkout is none of it."""
     folder = Path(diptych.__file__).resolve().parent
     if not (folder.parent.parent / ".git").exists():
         return "installed"
+    commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+    if not commit:
+        return "unknown"
+    return f"{commit}-edited" if _git(folder, "status", "--porcelain", "--", ".") else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What it says; nothing where it fails."""
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
+        return ""
+    return answer.stdout.strip()

@@ -98,11 +98,18 @@ def _join(folder: Path, stamp: Stamp) -> Stamp:
         return stamp
     earlier = read_json(folder / STAMP)
     shared = [name for name in stamp["suites"] if name in earlier["suites"]]
-    one, other = ({**s, "suites": {name: s["suites"][name] for name in shared}} for s in (earlier, stamp))
+    one, other = (_decisive(s, shared) for s in (earlier, stamp))
     if found := stamp_differences(one, other):
         told = "; ".join(found[:_NUM_TOLD]) + (f"; and {len(found) - _NUM_TOLD} more" if found[_NUM_TOLD:] else "")
         raise ValueError(f"{folder} holds a run made otherwise ({told}); give another --out, or delete it")
     return {**stamp, "suites": earlier["suites"] | stamp["suites"]}
+
+
+def _decisive(stamp: Stamp, suites: Sequence[str]) -> Stamp:
+    """What of a stamp may change a score: not how the morph was named, whose hash stands there, nor how many cores."""
+    machine = {key: value for key, value in stamp.get("machine", {}).items() if key != "cores"}
+    kept = {key: value for key, value in stamp.items() if key != "morph"}
+    return {**kept, "machine": machine, "suites": {name: stamp["suites"][name] for name in suites}}
 
 
 def _sync_names(folder: Path) -> None:

@@ -18,6 +18,7 @@ PACKAGES = (
     "pycocoevalcap",
     "resvg-py",
     "safetensors",
+    "tokenizers",
     "torchmetrics",
     "transformers",
 )

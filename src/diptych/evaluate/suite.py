@@ -11,20 +11,20 @@ import importlib.util
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
-from diptych.backbones.assets import asset_path
 from diptych.backbones.cache_folder import hash_file
 from diptych.data.images import open_image
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling
 from diptych.evaluate.bootstrap import Estimate, estimate_mean
 from diptych.evaluate.naming import normalise_answer
+from diptych.evaluate.scores import Score
 from diptych.models.conversation import Ability, Conversation
 
 Progress = Callable[[str, int, int], None]
@@ -73,6 +73,10 @@ class Example:
             {"role": m.role, "content": [part if isinstance(part, str) else opened[part] for part in m.parts]}
             for m in self.messages
         ]
+
+    def group(self) -> tuple[Path, ...] | str:
+        """What questions on the same images share; of those without images, each stands alone."""
+        return self.images or self.id
 
     def question(self) -> str:
         """All that is said in words."""
@@ -225,7 +229,7 @@ class SuiteResult:
 
 
 def check_needs(suite: Suite, morph: Any) -> None:
-    """Raises ValueError with what is missing and how to get it; fetches embedded assets."""
+    """Raises ValueError with what the morph or the environment lacks, and how to get it; nothing is fetched."""
     for ability in suite.needs.abilities:
         if ability not in morph.abilities:
             raise ValueError(
@@ -234,18 +238,24 @@ def check_needs(suite: Suite, morph: Any) -> None:
     for package, extra in suite.needs.packages.items():
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"suite {suite.name} needs {package}: pip install 'diptych[{extra}]'")
-    for asset in suite.needs.assets:
-        asset_path(asset)
 
 
 def summarise_means(suite: Suite, examples: Sequence[Example], rows: Sequence[Row]) -> dict[str, MetricScore]:
-    """Each metric as the mean over the rows that have it, with a bootstrap interval; a metric of none is left out."""
+    """Each metric as the mean over the rows that have it, with a bootstrap interval; a metric of none is left out.
+    Questions on the same images are resampled together."""
     baselines = suite.baselines(examples)
     summary: dict[str, MetricScore] = {}
     for metric in suite.metrics:
-        values = [row.scores[metric.name] for row in rows if metric.name in row.scores]
-        if values:
-            found = estimate_mean(values)
+        told = [
+            (row.scores[metric.name], e.group())
+            for e, row in zip(examples, rows, strict=True)
+            if metric.name in row.scores
+        ]
+        if told:
+            values, groups = zip(*told, strict=True)
+            found = estimate_mean(values, groups=groups)
+            if metric.unit == "share" and found.mean in (0.0, 1.0):  # of which resamples know no spread
+                found = replace(found, interval=Score(found.mean, len(set(groups)), chance=0.0).interval)
             own = baselines.get(metric.name, NO_BASELINES)
             summary[metric.name] = MetricScore.of(found, own)
     return summary
@@ -282,16 +292,26 @@ def choose_examples(examples: Sequence[Example], limit: int | None, *, suite: st
 
 
 def with_shuffled_images(examples: Sequence[Example], *, seed: int = 0) -> list[Example]:
-    """Each example with the images of another of its kind: who needs the image to answer falls to chance."""
-    shuffled: dict[str, Example] = {}
+    """Each example with other images than its own, those of an example of its kind where there are such: who needs the
+    image to answer falls to chance. Raises ValueError where no example of the run has others to give."""
+    chance = random.Random(seed)
+    places = {images: chance.random() for images in sorted({example.images for example in examples})}
     groups: dict[tuple[str, int], list[Example]] = {}
-    for example in sorted(examples, key=lambda e: e.id):
+    for example in sorted(examples, key=lambda e: (places[e.images], e.id)):
         groups.setdefault((example.kind, len(example.images)), []).append(example)
-    for group, own in groups.items():
-        random.Random(f"{seed}:{group}").shuffle(own)
-        givers = [*own[1:], *own[:1]]
-        shuffled |= {e.id: replace(e, images=giver.images) for e, giver in zip(own, givers, strict=True)}
+    shuffled: dict[str, Example] = {}
+    for (_, num), own in groups.items():
+        step = max(Counter(example.images for example in own).values())  # past all that show the same
+        for example, giver in zip(own, [*own[step:], *own[:step]], strict=True):
+            images = giver.images if giver.images != example.images else _other_images(example, places)
+            if images is None and num:
+                raise ValueError(f"no other example of the run has {num} images to give {example.id!r}; raise --limit")
+            shuffled[example.id] = replace(example, images=images or ())
     return [shuffled[example.id] for example in examples]
+
+
+def _other_images(example: Example, among: Iterable[tuple[Path, ...]]) -> tuple[Path, ...] | None:
+    return next((images for images in among if len(images) == len(example.images) and images != example.images), None)
 
 
 def prompt_set_hash(examples: Sequence[Example]) -> str:

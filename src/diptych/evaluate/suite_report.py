@@ -139,7 +139,7 @@ def _chart(scores: Mapping[str, MetricScore | None], metric: Metric, *, title: s
         Interval(
             name,
             score.mean,
-            score.interval or (score.mean, score.mean),
+            score.interval,
             tick=score.baselines.majority,
             diamond=score.baselines.chance,
         )

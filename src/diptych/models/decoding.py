@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.models.token_choice import choose_tokens, row_generators, stop_ids
+from diptych.models.token_choice import choose_tokens, conversation_seeds, row_generators, stop_ids
 from diptych.models.xfusion import Prefilled
 from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.attention import Groups
@@ -28,25 +28,26 @@ def decode_text(
     do_sample: bool = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    seed: int = 0,
+    seed: int | list[int] = 0,
     context_features: Tensor | None = None,
 ) -> list[str]:
     """Continues prompts until an end token or `max_new_tokens`; special tokens are left out of the text.
 
-    seed: of what is sampled, the same for each prompt.
-
+    seed: of what is sampled, of all prompts or one for each.
     context_features [Ic, n, F]: of all prompts' images, in order, where the tower reads features.
     """
     stops = stop_ids(model.text_tower.language_model, tokenizer)
     with_images = [i for i, prompt in enumerate(prompts) if prompt.images]
     without = [i for i, prompt in enumerate(prompts) if not prompt.images]
-    how = (stops, max_new_tokens, do_sample, temperature, top_p, seed)
+    seeds = conversation_seeds(seed, len(prompts))
+    how = (stops, max_new_tokens, do_sample, temperature, top_p)
     continued: dict[int, list[int]] = {}
     if with_images:
-        ids = _decode_routed(model, [prompts[i] for i in with_images], *how, context_features)
+        own = [prompts[i] for i in with_images], *how, [seeds[i] for i in with_images]
+        ids = _decode_routed(model, *own, context_features)
         continued |= dict(zip(with_images, ids, strict=True))
     if without:
-        ids = _decode_plain(model, [prompts[i] for i in without], *how)
+        ids = _decode_plain(model, [prompts[i] for i in without], *how, [seeds[i] for i in without])
         continued |= dict(zip(without, ids, strict=True))
     return [tokenizer.decode(continued[i], skip_special_tokens=True).strip() for i in range(len(prompts))]
 
@@ -74,7 +75,7 @@ def _decode_plain(
     do_sample: bool,
     temperature: float,
     top_p: float,
-    seed: int,
+    seeds: list[int],
 ) -> list[list[int]]:
     """Text alone is the language model's own affair: one call of its `generate`, shorter prompts filled up in front."""
     language_model, fill = model.text_tower.language_model, min(stops)
@@ -82,7 +83,7 @@ def _decode_plain(
     longest = max(map(len, runs))
     inputs = torch.tensor([[fill] * (longest - len(run)) + run for run in runs], device=language_model.device)
     lengths = torch.tensor([[len(run)] for run in runs], device=language_model.device)
-    drawn: Any = [_DrawnTokens(temperature, top_p, row_generators(len(runs), seed))] if do_sample else []
+    drawn: Any = [_DrawnTokens(temperature, top_p, row_generators(seeds))] if do_sample else []
     out = language_model.generate(
         input_ids=inputs,
         attention_mask=(torch.arange(longest, device=inputs.device) >= longest - lengths).long(),
@@ -105,7 +106,7 @@ def _decode_routed(
     do_sample: bool,
     temperature: float,
     top_p: float,
-    seed: int,
+    seeds: list[int],
     context_features: Tensor | None,
 ) -> list[list[int]]:
     window, longest = model.text_tower.window, max(len(prompt) for prompt in prompts) + max_new_tokens - 1
@@ -118,7 +119,7 @@ def _decode_routed(
     positions = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
     answers: list[list[int]] = [[] for _ in prompts]
     running = [True] * len(prompts)
-    generators = row_generators(len(prompts), seed)
+    generators = row_generators(seeds)
     for step in range(max_new_tokens):
         tokens = choose_tokens(model.text_tower.logits(hidden), do_sample, temperature, top_p, generators)
         for index, token in enumerate(tokens.tolist()):

@@ -27,6 +27,7 @@ from diptych.models.conversation import (
 )
 from diptych.models.decoding import decode_text
 from diptych.models.drawing import draw_latents, guided_forms, holds_images
+from diptych.models.token_choice import conversation_seeds
 from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.connector import reduce_tokens
 from diptych.sequence import ImageSpan
@@ -104,7 +105,7 @@ class Morph:
         num_inference_steps: int | None = None,
         sampler: str | None = None,
         negative_prompt: str = "",
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         max_new_tokens: int = 64,
         do_sample: bool = False,
         temperature: float = 1.0,
@@ -113,10 +114,10 @@ class Morph:
     ) -> list[list[Part]]:
         """Answers conversations in batches: a list of text and image parts for each.
 
-        generation_mode: auto answers with text where the conversation holds an image, else with images. The noise of
-        image k of a conversation derives from (seed, k) alone, and sampled text from the seed, so that batching changes
-        nothing. guidance_scale: to the text; image_guidance_scale: to the request's images, for editing
-        (objective.image_cond_dropout_prob).
+        generation_mode: auto answers with text where the conversation holds an image, else with images. seed: of all
+        conversations, or one for each; the noise of image k of a conversation derives from (seed, k) alone, and sampled
+        text from the seed, so that batching changes nothing. guidance_scale: to the text; image_guidance_scale: to the
+        request's images, for editing (objective.image_cond_dropout_prob).
         Raises ValueError for options out of range and for a conversation without a user turn.
         """
         if visual_guidance_scale != 1.0:
@@ -137,6 +138,7 @@ class Morph:
         check_guidance("image_guidance_scale", image_guidance_scale, is_trained=trained_without_text, needs=needs)
         if negative_prompt and guidance_scale == 1.0:
             raise ValueError("negative_prompt is what guidance leads away from, and guidance_scale 1 is no guidance")
+        seeds = conversation_seeds(seed, len(conversations))
         parsed = [self._parse(messages) for messages in conversations]
         draws = [generation_mode == "image" or (generation_mode == "auto" and not one.latents) for one in parsed]
         answers: list[list[Part]] = [[] for _ in parsed]
@@ -153,7 +155,7 @@ class Morph:
                 num_steps=num_inference_steps or self.recipe.sample.num_inference_steps,
                 sampler=sampler or self.recipe.sample.sampler,
                 negative_prompt=negative_prompt,
-                seed=seed,
+                seeds=[seeds[index] for index, _ in chunk],
             )
             for (index, _), image in zip(chunk, drawn, strict=True):
                 answers[index].append(image)
@@ -171,7 +173,7 @@ class Morph:
                 do_sample=do_sample,
                 temperature=temperature,
                 top_p=top_p,
-                seed=seed,
+                seed=[seeds[index] for index in chunk_indices],
             )
             for index, text in zip(chunk_indices, texts, strict=True):
                 answers[index].append(text)
@@ -194,10 +196,10 @@ class Morph:
         num_steps: int,
         sampler: str,
         negative_prompt: str,
-        seed: int,
+        seeds: list[int],
     ) -> list[Image.Image]:
         """Samples for each request an image of each of its numbers, which stand behind one prompt and do not see each
-        other. All guidance shares a batch; clean states come once."""
+        other. `seeds`: of all images. All guidance shares a batch; clean states come once."""
         shape = self.latent_shape
         target = ImageSpan(torch.zeros(shape), self.model.vision_tower.num_image_tokens, is_target=True)
         by_images = image_scale != 1 and any(holds_images(request.messages) for request, _ in jobs)
@@ -223,7 +225,7 @@ class Morph:
         latents = draw_latents(
             self.model,
             prompts,
-            starting_noise([k for _, numbers in jobs for k in numbers], shape, seed=seed),
+            starting_noise([k for _, numbers in jobs for k in numbers], shape, seed=seeds),
             objective=self.recipe.objective,
             guidance_scale=scale,
             image_guidance_scale=image_scale,

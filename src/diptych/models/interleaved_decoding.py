@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diptych.models.stream_engine import start_engine
-from diptych.models.token_choice import choose_tokens, row_generators
+from diptych.models.token_choice import choose_tokens, conversation_seeds, row_generators
 from diptych.models.vpit import VPiT, build_rows, context_length, find_supervision, shown_tokens
 from diptych.sequence import ImageSpan, TextSpan, pack
 from diptych.sequence import Sequence as Stream
@@ -58,7 +58,7 @@ def decode_interleaved(
     do_sample: bool = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> list[list[Piece]]:
     """Answers prompts (text and context images in their boundary tokens): pieces of text and images for each.
 
@@ -66,8 +66,8 @@ def decode_interleaved(
     text; an image that was begun is always finished. `unconditional`: prompts without their text, for a guidance in
     feature space other than 1. `visual_input_dropout`: share of an image's visual tokens that is not fed back, as in
     training, so that the model meets what it was trained on; of 1, a forced image is predicted in one pass. `seed`: of
-    what is sampled, the same for each conversation. Raises ValueError for a prompt that leaves no room in the language
-    model's context, and for predicted visual tokens or logits that are not finite.
+    what is sampled, of all conversations or one for each. Raises ValueError for a prompt that leaves no room in the
+    language model's context, and for predicted visual tokens or logits that are not finite.
     """
     start, end = model.boundary_tokens.token_ids
     guided = visual_guidance_scale != 1.0 and generation_mode != "text"
@@ -81,7 +81,7 @@ def decode_interleaved(
             row.forced.append(start)
     engine = start_engine(model, [*prompts, *(unconditional if guided else ())])
     running = list(range(len(rows)))
-    generators = row_generators(len(rows), seed)
+    generators = row_generators(conversation_seeds(seed, len(rows)))
     shown = shown_tokens(model.num_image_tokens, visual_input_dropout).to(engine.hidden.device)
     hidden = engine.hidden
     while True:

@@ -34,6 +34,7 @@ from diptych.models.morph_files import (
     read_recipe,
     write_morph_files,
 )
+from diptych.models.token_choice import conversation_seeds
 from diptych.nn.connector import reduce_tokens
 from diptych.nn.towers.pixel_transformer import PixelTransformer
 
@@ -165,14 +166,15 @@ class PixelDecoder(nn.Module):
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
         sampler: str | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         max_batch_size: int = 64,
     ) -> Tensor:
         """Visual tokens [I, n, F] -> images [I, 3, H, W] in -1..1 on the CPU.
 
-        Options left out are the recipe's `sample:`; scale 1 is no guidance. The noise of image k derives from
-        (seed, numbers[k]) alone (None: from k itself), so that batching changes nothing. Raises ValueError for tokens
-        of another shape or that are not finite (it names the image), for options out of range and an unknown sampler.
+        Options left out are the recipe's `sample:`; scale 1 is no guidance. seed: of all, or one for each; the noise of
+        image k derives from (seed, numbers[k]) alone (None: from k itself), so that batching changes nothing. Raises
+        ValueError for tokens of another shape or that are not finite (it names the image), for options out of range and
+        an unknown sampler.
         """
         self._check_features(features)
         defaults, denoiser = self.recipe.sample, self.denoiser
@@ -185,12 +187,12 @@ class PixelDecoder(nn.Module):
         if sampler not in denoiser.samplers:
             raise ValueError(f"unknown sampler {sampler!r}; choose one of: {', '.join(denoiser.samplers)}")
         numbers = range(len(features)) if numbers is None else numbers
+        seeds = conversation_seeds(seed, len(features))
         images = [torch.zeros(0, 3, self.recipe.image_size, self.recipe.image_size)]
         for start in range(0, len(features), max_batch_size):
             chunk = features[start : start + max_batch_size].to(self.device, torch.float32)
-            noise = starting_noise(numbers[start : start + len(chunk)], denoiser.latent_shape, seed=seed).to(
-                self.device
-            )
+            own = slice(start, start + len(chunk))
+            noise = starting_noise(numbers[own], denoiser.latent_shape, seed=seeds[own]).to(self.device)
             latents = denoiser.sample(
                 chunk, noise, guidance_scale=scale, num_inference_steps=num_steps, sampler=sampler
             )

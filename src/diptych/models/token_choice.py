@@ -26,9 +26,18 @@ def choose_tokens(
     return order.gather(1, drawn.to(order.device))[:, 0]
 
 
-def row_generators(num_rows: int, seed: int) -> list[torch.Generator]:
-    """One for each conversation, all of the same seed: a conversation answers the same, alone or in a batch."""
-    return [torch.Generator().manual_seed(seed) for _ in range(num_rows)]
+def conversation_seeds(seed: int | Sequence[int], num: int) -> list[int]:
+    """One for each of `num` conversations. Raises ValueError for another number of them."""
+    if isinstance(seed, int):
+        return [seed] * num
+    if len(seed) != num:
+        raise ValueError(f"{len(seed)} seeds for {num} conversations; give one for each, or one for all")
+    return list(seed)
+
+
+def row_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One for each conversation, so that it answers the same alone and in a batch."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def stop_ids(language_model: Any, tokenizer: Any) -> set[int]:

@@ -24,7 +24,7 @@ from diptych.models.conversation import (
     parse_conversation,
 )
 from diptych.models.interleaved_decoding import decode_interleaved
-from diptych.models.token_choice import stop_ids
+from diptych.models.token_choice import conversation_seeds, stop_ids
 from diptych.models.vpit import VPiT, shown_tokens
 from diptych.nn.connector import reduce_tokens
 from diptych.sequence import Sequence as Stream
@@ -94,15 +94,15 @@ class VPiTMorph:
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
         sampler: str | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         **options: Any,
     ) -> list[list[Part]]:
         """Answers conversations in batches: a list of text and image parts for each.
 
         num_images: pictures of each image that is answered, which differ in the pixel decoder's noise alone. The next
-        four are the pixel decoder's: the noise of picture k of image i of a conversation derives from (seed + k, i)
-        alone. `options` are those of `answer`. Raises ValueError for options out of range, and
-        for an image without a pixel decoder.
+        four are the pixel decoder's; seed: of all conversations, or one for each; the noise of picture k of image i of
+        a conversation derives from (seed + k, i) alone. `options` are those of `answer`. Raises ValueError for options
+        out of range, and for an image without a pixel decoder.
         """
         check_options(num_images=num_images, num_inference_steps=num_inference_steps)
         if options.get("generation_mode") == "image" and self.pixel_decoder is None:
@@ -111,9 +111,14 @@ class VPiTMorph:
             raise ValueError("VPiT has no image guidance: its images are predicted, not guided towards those given")
         if options.pop("negative_prompt", ""):
             raise ValueError("VPiT has no negative prompt: its images are predicted, not guided away from a text")
-        made = self.answer(conversations, seed=seed, **options)
-        numbered = [part for answer in made for part in enumerate(p for p in answer if isinstance(p, Tensor))]
-        numbers, images = [number for number, _ in numbered], [image for _, image in numbered]
+        seeds = conversation_seeds(seed, len(conversations))
+        made = self.answer(conversations, seed=seeds, **options)
+        numbered = [
+            (own, *part)
+            for own, answer in zip(seeds, made, strict=True)
+            for part in enumerate(piece for piece in answer if isinstance(piece, Tensor))
+        ]
+        numbers, images = [number for _, number, _ in numbered], [image for *_, image in numbered]
         if images and self.pixel_decoder is None:
             said = " ".join(part for answer in made for part in answer if isinstance(part, str))
             raise ValueError(NO_PIXEL_DECODER + (f" (it said: {said})" if said else ""))
@@ -125,7 +130,7 @@ class VPiTMorph:
                 guidance_scale=guidance_scale,
                 num_inference_steps=num_inference_steps,
                 sampler=sampler,
-                seed=seed + k,
+                seed=[own + k for own, *_ in numbered],
             )
             for copies, picture in zip(pictures, drawn, strict=True):
                 copies.append(tensor_to_image(picture))
@@ -146,14 +151,14 @@ class VPiTMorph:
         do_sample: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         max_batch_size: int = 64,
     ) -> list[list[str | Tensor]]:
         """Answers as text and visual tokens [n, F], without pixels.
 
         generation_mode: in auto the text head decides when an image starts; image answers with one image at once.
         visual_guidance_scale: classifier-free guidance in feature space; needs vpit.text_cond_dropout_prob in training.
-        seed: of sampled text, the same for each conversation. Raises ValueError for options out of range.
+        seed: of sampled text, of all conversations or one for each. Raises ValueError for options out of range.
         """
         check_options(
             generation_mode=generation_mode, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
@@ -170,6 +175,7 @@ class VPiTMorph:
             parse_conversation(c, image_size=own.image_size, fit=own.fit, interpolation=own.interpolation)
             for c in conversations
         ]
+        seeds = conversation_seeds(seed, len(parsed))
         answers: list[list[str | Tensor]] = []
         for start in range(0, len(parsed), max_batch_size):
             chunk = [
@@ -189,7 +195,7 @@ class VPiTMorph:
                 do_sample=do_sample,
                 temperature=temperature,
                 top_p=top_p,
-                seed=seed,
+                seed=seeds[start : start + max_batch_size],
             )
             answers += [[self._readable(piece) for piece in pieces] for pieces in decoded]
         return answers

@@ -211,13 +211,12 @@ def _sampling(morph: Any, recipe: Recipe) -> SampleConfig:
 
 
 def _draw(morph: Any, combinations: list[Combination], sampling: SampleConfig, progress: Progress) -> list[Image.Image]:
-    """Each batch has a noise of its own, so that the scores do not hang on a single one."""
     drawn: list[Image.Image] = []
     asked = Sampling(sampling.guidance_scale, sampling.num_inference_steps, sampling.sampler, sampling.seed)
-    for number, start in enumerate(range(0, len(combinations), BATCH_SIZE)):
+    for start in range(0, len(combinations), BATCH_SIZE):
         batch = combinations[start : start + BATCH_SIZE]
         prompts = [[{"role": "user", "content": c.prompt}] for c in batch]
-        drawn += answer_in_images(morph, prompts, asked.for_batch(number))
+        drawn += answer_in_images(morph, prompts, asked, ids=[f"{c.style}/{c.concept}" for c in batch])
         progress("drawing every combination", len(drawn), len(combinations))
     return drawn
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from diptych.data.builders.emoji import STYLE_WORDS, build_emoji
 from diptych.evaluate.emoji_gallery import read_combinations
 from diptych.evaluate.harness import evaluate_suites
-from diptych.evaluate.suites.captioning import QUESTION, Captioning, score_bleu, score_cider
+from diptych.evaluate.suites.captioning import QUESTION, Captioning, estimate_bleu, score_bleu, score_cider
 from emoji_packages import NAMES, entry, write_packages
 from toy_suite import STAMP, FakeMorph
 
@@ -61,6 +62,19 @@ def test_who_always_says_the_commonest_caption_scores_the_majority(emoji: Path, 
     for name in ("cider_d", "bleu4", "names_thing", "exact"):
         assert result.scores[name].mean == pytest.approx(result.scores[name].baselines.majority)
     assert 0 < result.scores["cider_d"].mean < 3
+
+
+def test_bleu_of_a_resample_is_that_of_its_captions() -> None:
+    right = 6 * [f"{name} in 3D style" for name in ("tiger", "red apple", "rocket", "man in tuxedo", "sun")]
+    captions = 6 * [right[0], "apple in flat style", right[2], "man", right[4]]
+    found = estimate_bleu(captions, right)
+    assert found.mean == score_bleu(captions, right)
+    chance = np.random.default_rng(3)
+    literal = []
+    for _ in range(400):
+        picked = chance.integers(0, 30, 30)
+        literal.append(score_bleu([captions[i] for i in picked], [right[i] for i in picked]))
+    assert found.interval == pytest.approx(tuple(np.percentile(literal, [2.5, 97.5])), abs=0.04)
 
 
 def test_a_name_alone_holds_the_thing_and_is_no_whole_caption(emoji: Path, tmp_path: Path) -> None:

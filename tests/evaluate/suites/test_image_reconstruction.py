@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from diptych.data.images import open_image
 from diptych.evaluate.harness import evaluate_suites
+from diptych.evaluate.metrics.reference_statistics import find_images
 from diptych.evaluate.suites.image_reconstruction import MAX_PSNR, ImageReconstruction, compare_images
 from tiny_judges import small_efficientnet
 from toy_suite import STAMP
@@ -65,6 +68,17 @@ def test_the_mean_of_all_images_scores_the_majority_baseline(pictures: Path, tmp
         assert result.scores[name].mean == pytest.approx(majority, abs=tolerance)
         if name != "effnet_distance":  # of a random network
             assert chance < majority
+
+
+def test_another_image_in_place_of_each_scores_the_chance_baseline(pictures: Path, tmp_path: Path) -> None:
+    """Of neighbours by name, which are often alike, it would not be the chance of any other image."""
+    drawn = sorted(find_images(pictures), key=lambda p: sha256(p.relative_to(pictures).as_posix().encode()).digest())
+    others = {open_image(p).tobytes(): open_image(q) for p, q in zip(drawn, [*drawn[1:], drawn[0]], strict=True)}
+    suite = ImageReconstruction(pictures, encoder=small_efficientnet())
+    mirror = Mirror(lambda image: others[image.tobytes()])
+    (result,) = evaluate_suites(mirror, [suite], tmp_path / "out", stamp=STAMP)
+    for name in ("psnr", "ssim", "effnet_distance"):
+        assert result.scores[name].mean == pytest.approx(result.scores[name].baselines.chance, abs=1e-4)
 
 
 def test_psnr_is_the_formulas_and_ssim_falls_with_noise() -> None:

@@ -78,10 +78,15 @@ def read_card(folder: str | Path) -> DataCard:
         raise ValueError(f"card {path} is damaged ({error}); delete the folder and build it again") from error
 
 
+class OtherSettingsError(ValueError):
+    """A folder holds a built data set, but of other settings, or of another version of its builder."""
+
+
 def is_built(out: Path, settings: dict[str, Any]) -> bool:
     """Whether `out` already holds the data set with these settings, all its sample files included.
 
-    Raises ValueError if it holds anything else: a built set of other settings, or files of the user.
+    Raises ValueError if it holds anything else: a built set of other settings (OtherSettingsError), or files of the
+    user.
     """
     if not out.exists() and not out.is_symlink():
         return False
@@ -97,7 +102,7 @@ def is_built(out: Path, settings: dict[str, Any]) -> bool:
         differing = sorted(
             key for key in {*card.settings, *theirs} if card.settings.get(key, ...) != theirs.get(key, ...)
         )
-        raise ValueError(
+        raise OtherSettingsError(
             f"folder {out} holds a data set with other settings ({', '.join(differing)}); "
             "give another folder, or delete it"
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class BigBench:
         """`data`: a folder of folders with a task.json each. `base`: a fresh load of the morph's base LLM."""
         self.needs = Needs(("writes",), () if data is not None else (ASSET,))
         self._data = data
+        self.judge_hashes: Mapping[str, str] = {}
         self._base = base
         self._is_base = False
         self._grades: dict[str, dict[str, float]] = {}
@@ -68,6 +70,7 @@ class BigBench:
             raise ValueError(f"{folder} holds no */task.json; give another folder (--data), or none for the asset's")
         asked = [question for path in paths for question in read_task(path)]
         self._grades = {example.id: grades for example, grades in asked}
+        self.judge_hashes = {"grades": hashlib.sha256(json.dumps(sorted(self._grades.items())).encode()).hexdigest()}
         return [example for example, _ in asked]
 
     def prepare(self, morph: Any, progress: Progress) -> None:

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diptych.data.builders.emoji import STYLE_WORDS
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling, answer_in_text
+from diptych.evaluate.bootstrap import Estimate, resample_sums
 from diptych.evaluate.emoji_gallery import read_combinations
 from diptych.evaluate.naming import is_named, normalise_answer
 from diptych.evaluate.suite import (
@@ -109,8 +112,8 @@ class Captioning:
 
     def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
         scores = summarise_means(self, examples, rows)
-        bleu = score_bleu([row.answer for row in rows], [example.reference for example in examples])
-        return scores | {"bleu4": MetricScore(bleu, None, len(rows), self.baselines(examples)["bleu4"])}
+        bleu = estimate_bleu([row.answer for row in rows], [example.reference for example in examples])
+        return scores | {"bleu4": MetricScore.of(bleu, self.baselines(examples)["bleu4"])}
 
 
 def score_cider(captions: Mapping[str, str], references: Mapping[str, str]) -> dict[str, float]:
@@ -127,12 +130,34 @@ def score_cider(captions: Mapping[str, str], references: Mapping[str, str]) -> d
 
 def score_bleu(captions: Sequence[str], references: Sequence[str]) -> float:
     """BLEU-4 of all captions together."""
+    return _bleu(_bleu_scorer(captions, references))
+
+
+def estimate_bleu(captions: Sequence[str], references: Sequence[str]) -> Estimate:
+    """BLEU-4 of all captions together, and of resamples of them: it is made of sums over captions."""
+    scorer = _bleu_scorer(captions, references)
+    mean = _bleu(scorer)
+    rows = np.array([[c["testlen"], c["reflen"][0], *c["guess"], *c["correct"]] for c in scorer.ctest])
+    resampled = []
+    for length, wanted, *counts in resample_sums(rows).tolist():
+        both = {"testlen": length, "reflen": [wanted], "guess": counts[:4], "correct": counts[4:]}
+        scorer.ctest = [both]  # one caption with the sums of all has their score
+        resampled.append(_bleu(scorer))
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Estimate(mean, (float(low), float(high)), len(captions))
+
+
+def _bleu_scorer(captions: Sequence[str], references: Sequence[str]) -> Any:
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
     scorer = BleuScorer(n=4)
     for caption, reference in zip(captions, references, strict=True):
         scorer += (normalise_answer(caption), [normalise_answer(reference)])
-    bleu, _ = scorer.compute_score(option="closest", verbose=0)
+    return scorer
+
+
+def _bleu(scorer: Any) -> float:
+    bleu, _ = scorer.recompute_score(option="closest", verbose=0)
     return float(bleu[3])
 
 

@@ -101,7 +101,7 @@ class CocoDrawing:
         self._scorer.load(morph)
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
-        drawn = answer_in_images(morph, [e.conversation() for e in examples], sampling)
+        drawn = answer_in_images(morph, [e.conversation() for e in examples], sampling, ids=[e.id for e in examples])
         return [Answer(images=(image,)) for image in drawn]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling, answer_in_images
-from diptych.evaluate.emoji_gallery import ENCODER, Combination, read_combinations
+from diptych.evaluate.emoji_gallery import ENCODER, Combination, hash_gallery, read_combinations
 from diptych.evaluate.picture_judge import PictureJudge
 from diptych.evaluate.suite import (
     Answer,
@@ -79,6 +79,7 @@ class ConceptPrompts:
         self.needs = Needs(("draws",), (*self._judge.assets, *(() if data is not None else EMOJI_ASSETS)))
         self._prompts = {f"{number:03d}": prompt for number, prompt in enumerate(prompts)}
         self._data = data
+        self.judge_hashes: Mapping[str, str] = {}
         self._gallery: list[Combination] = []
         self._real = torch.zeros(0)
 
@@ -86,6 +87,7 @@ class ConceptPrompts:
         folder = find_emoji_set(self._data, progress)
         self._gallery = read_combinations(folder)
         files = {c.concept: c.file for c in self._gallery}
+        self.judge_hashes = {"gallery": hash_gallery(self._gallery)}
         named = {name for prompt in self._prompts.values() for name in (*prompt.right, *prompt.others)}
         if missing := sorted(named - files.keys()):
             raise ValueError(
@@ -106,7 +108,7 @@ class ConceptPrompts:
         self._real = normalize(self._judge.prepare(morph, [c.file for c in self._gallery], progress), dim=-1)
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
-        drawn = answer_in_images(morph, [e.conversation() for e in examples], sampling)
+        drawn = answer_in_images(morph, [e.conversation() for e in examples], sampling, ids=[e.id for e in examples])
         return [Answer(images=(image,)) for image in drawn]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:

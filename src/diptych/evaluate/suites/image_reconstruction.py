@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from diptych.backbones.vision import ImageEncoder, load_image_encoder
 from diptych.data.builders.data_card import CARD_NAME
 from diptych.data.images import image_to_tensor, open_image
+from diptych.data.recently_used import RecentlyUsed
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling
 from diptych.evaluate.emoji_gallery import ENCODER, read_combinations
@@ -36,8 +38,10 @@ MAX_PSNR = 100.0
 """Decibels that equal images are given."""
 _WINDOW = 11
 _AT_ONCE = 32
-_MOST_COMPARED = 32
-"""Examples, drawn evenly, whose EffNet distance to the baselines' images is taken: each costs as much as a score."""
+_MOST_COMPARED = 64
+"""Examples, drawn by the hash of their ids, that the baselines are told of: each costs as much as a score."""
+_BYTES_KEPT = 200_000_000
+"""Of real images at the size that came out."""
 
 
 class ImageReconstruction:
@@ -45,12 +49,12 @@ class ImageReconstruction:
     pixel decoder (VPiT)."""
 
     name = "reconstruction"
-    version = 2
+    version = 3
     words = (
         "Each image goes through the morph's latents (X-Fusion) or visual tokens (VPiT) and back, and is compared with "
         "itself at the size that comes out: PSNR, SSIM (windows of 11 pixels), and EffNet distance: by the feature "
         f"maps of {ENCODER}, as LPIPS is by those of another network, with which it is not comparable. Majority: the "
-        "mean of all images in place of each. Chance: another image in its place."
+        f"mean of all images in place of each. Chance: another image in its place. Both of {_MOST_COMPARED} at most."
     )
     metrics = (
         Metric("psnr", "PSNR", unit="dB"),
@@ -66,6 +70,9 @@ class ImageReconstruction:
         self._data = data
         self._encoder = encoder
         self._size = 0
+        self._opened: RecentlyUsed[tuple[str, int], Tensor] = RecentlyUsed(
+            10_000, max_total=_BYTES_KEPT, size_of=lambda image: image.nbytes
+        )
 
     def load_examples(self, progress: Progress) -> list[Example]:
         if self._data is not None and not (self._data / CARD_NAME).is_file():
@@ -80,48 +87,47 @@ class ImageReconstruction:
         if self._encoder is None:
             self._encoder = load_image_encoder(ENCODER).to(morph.device)
 
-    def _distance(self, images: Tensor, real: Tensor) -> list[float]:
+    def _compare(self, images: Tensor, real: Tensor) -> list[Scores]:
         if self._encoder is None:
             self._encoder = load_image_encoder(ENCODER)
-        return effnet_distance(self._encoder, images, real).tolist()
+        distances = effnet_distance(self._encoder, images, real).tolist()
+        pairs = zip(compare_images(images, real), distances, strict=True)
+        return [scores | {"effnet_distance": distance} for scores, distance in pairs]
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
         images = [open_image(e.images[0]) for e in examples]
-        drawn = morph.reconstruct(images, numbers=[0] * len(images), **sampling.options())  # one noise for all
+        drawn = morph.reconstruct(images, numbers=[0] * len(images), **sampling.options([e.id for e in examples]))
         return [Answer(images=(image,)) for image in drawn]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:
         drawn = torch.stack([image_to_tensor(answer.images[0], answer.images[0].width) for answer in answers])
-        real = torch.stack([image_to_tensor(open_image(e.images[0]), drawn.shape[-1]) for e in examples])
-        distances = self._distance(drawn, real)
-        pairs = zip(compare_images(drawn, real), distances, strict=True)
-        return [scores | {"effnet_distance": distance} for scores, distance in pairs]
+        real = torch.stack([self._open(example, drawn.shape[-1]) for example in examples])
+        return self._compare(drawn, real)
 
     def baselines(self, examples: Sequence[Example]) -> dict[str, Baselines]:
         if not self._size or len(examples) < 2:
             return {}  # nothing came out yet, at whose size they would be compared; or there is no other image
         mean = torch.zeros(3, self._size, self._size)
         for example in examples:
-            mean += self._open(example) / len(examples)
-        others = [*examples[1:], examples[0]]
-        totals = {name: [0.0, 0.0] for name in ("psnr", "ssim")}
-        for start in range(0, len(examples), _AT_ONCE):
-            real = torch.stack([self._open(e) for e in examples[start : start + _AT_ONCE]])
-            other = torch.stack([self._open(e) for e in others[start : start + _AT_ONCE]])
+            mean += self._open(example, self._size) / len(examples)
+        drawn = sorted(examples, key=lambda e: hashlib.sha256(e.id.encode()).digest())
+        others = {example.id: other for example, other in zip(drawn, [*drawn[1:], *drawn[:1]], strict=True)}
+        compared = drawn[:_MOST_COMPARED]
+        totals: dict[str, list[float]] = {}
+        for start in range(0, len(compared), _AT_ONCE):
+            some = compared[start : start + _AT_ONCE]
+            real = torch.stack([self._open(example, self._size) for example in some])
+            other = torch.stack([self._open(others[example.id], self._size) for example in some])
             for place, images in enumerate((mean.expand_as(real), other)):
-                for scores in compare_images(images, real):
+                for scores in self._compare(images, real):
                     for name, value in scores.items():
-                        totals[name][place] += value / len(examples)
-        compared = range(0, len(examples), -(-len(examples) // _MOST_COMPARED))
-        distances = [self._baseline_distances(mean, examples[i], others[i]) for i in compared]
-        totals["effnet_distance"] = [sum(column) / len(distances) for column in zip(*distances, strict=True)]
+                        totals.setdefault(name, [0.0, 0.0])[place] += value / len(compared)
         return {name: Baselines(*pair) for name, pair in totals.items()}
 
-    def _baseline_distances(self, mean: Tensor, example: Example, other: Example) -> list[float]:
-        return self._distance(torch.stack([mean, self._open(other)]), self._open(example)[None])
-
-    def _open(self, example: Example) -> Tensor:
-        return image_to_tensor(open_image(example.images[0]), self._size)
+    def _open(self, example: Example, size: int) -> Tensor:
+        if (image := self._opened.get((example.id, size))) is None:
+            image = self._opened.put((example.id, size), image_to_tensor(open_image(example.images[0]), size))
+        return image
 
     def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
         with Image.open(folder / rows[0].images[0]) as image:

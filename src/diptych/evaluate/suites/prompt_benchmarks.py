@@ -68,8 +68,8 @@ class PromptBenchmark:
         self._scorer.load(morph)
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
-        conversations = [e.conversation() for e in examples]
-        drawn = answer_in_several_images(morph, conversations, sampling, num_images=NUM_IMAGES)
+        asked, ids = [e.conversation() for e in examples], [e.id for e in examples]
+        drawn = answer_in_several_images(morph, asked, sampling, ids=ids, num_images=NUM_IMAGES)
         return [Answer(images=tuple(images)) for images in drawn]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:

@@ -99,7 +99,7 @@ class SceneComposition:
 
     def answer(self, morph: Any, examples: Sequence[Example], sampling: Sampling) -> list[Answer]:
         """The drawing, and in words what the detector finds in it."""
-        drawn = answer_in_images(morph, [e.conversation() for e in examples], sampling)
+        drawn = answer_in_images(morph, [e.conversation() for e in examples], sampling, ids=[e.id for e in examples])
         found = find_things(self._judge(), drawn)
         return [Answer(describe_things(things), (image,)) for image, things in zip(drawn, found, strict=True)]
 

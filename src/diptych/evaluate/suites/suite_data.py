@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from diptych.backbones.assets import asset_path, cache_root
 from diptych.backbones.cache_folder import locked
 from diptych.data.builders.clip_library import ClipSource
 from diptych.data.builders.concept_gallery import GallerySource
-from diptych.data.builders.data_card import CARD_NAME, read_card
+from diptych.data.builders.data_card import OtherSettingsError, read_card
 from diptych.data.builders.easy_vqa import build_easy_vqa
 from diptych.data.builders.emoji import PACKAGES, build_emoji
 from diptych.data.builders.image_qa import build_image_qa
@@ -91,14 +92,17 @@ def _question(folder: Path, id: str, sample: Sample, kind: str) -> Example:
 
 
 def _find(name: str, data: Path | None, build: Callable[[Path], object]) -> Path:
-    """The user's folder, checked for a card; otherwise the set in the cache, built where it is not there. Several
-    processes build it once."""
+    """The user's folder, checked for a card; otherwise the set in the cache, built where it is not there, and again
+    where it is that of another version of diptych. Several processes build it once."""
     if data is not None:
         read_card(data)
         return data
     folder = cache_root() / "suites" / name
-    if not (folder / CARD_NAME).is_file():
-        with locked(folder.with_name(f".{name}.lock")):
+    with locked(folder.with_name(f".{name}.lock")):
+        try:
+            build(folder)
+        except OtherSettingsError:
+            shutil.rmtree(folder)
             build(folder)
     return folder
 

@@ -87,7 +87,7 @@ class VideoPrediction:
         told = [e for e in examples if e.reference_image is None]
         answers: dict[str, Answer] = {}
         if drawn:
-            images = answer_in_images(morph, [e.conversation() for e in drawn], sampling)
+            images = answer_in_images(morph, [e.conversation() for e in drawn], sampling, ids=[e.id for e in drawn])
             answers |= {e.id: Answer(images=(image,)) for e, image in zip(drawn, images, strict=True)}
         if told:
             texts = answer_in_text(morph, [e.conversation() for e in told])
