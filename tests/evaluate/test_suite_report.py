@@ -85,6 +85,14 @@ def test_a_suite_that_was_stopped_is_named_and_not_scored(tmp_path: Path) -> Non
     assert "drawing; 6 examples." in text
 
 
+def test_a_suite_that_others_score_is_named_and_has_no_empty_table() -> None:
+    rows = [Row("others", "1", "", "Question?", (), "", "", (), {})]
+    suite = ScoredSuite("others", "Words.", 1, (Metric("exact", "exact answers"),), {}, {})
+    page = Page(render_suites([suite], rows, {}, Path()))
+    assert "Scored by other programs, not here: others" in page.text
+    assert "95% interval" not in page.text
+
+
 def test_what_was_asked_without_images_is_told_in_a_table_worst_first() -> None:
     metrics = (Metric("exact", "exact answers"), Metric("far", "distance", unit="", higher_is_better=False))
     rows = [Row("words", str(n), "", f"Question {n}?", (), "no", NASTY, (), {"exact": 0.0, "far": n}) for n in range(3)]

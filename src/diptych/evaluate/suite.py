@@ -189,8 +189,8 @@ class Suite(Protocol):
 
 @runtime_checkable
 class Judged(Protocol):
-    """A suite whose judges the user gives. `judge_hashes`: SHA-256 of each by name, once the examples are loaded; they
-    stand in the stamp."""
+    """A suite with judges besides its examples: those that the user gives, a gallery. `judge_hashes`: SHA-256 of each
+    by name, once the examples are loaded; they stand in the stamp."""
 
     judge_hashes: Mapping[str, str]
 

@@ -64,12 +64,18 @@ def _scores(suites: Sequence[ScoredSuite]) -> str:
             name = text(f"{suite.name}: {metric.words}")
             rows.append(_score_row(f"<strong>{name}</strong>" if metric == suite.headline else name, score, metric))
     told = (
-        "Interval: 95%, bootstrap over examples. Majority: always the commonest answer to a kind of question. Chance: "
-        "a guess among its answers. Neither is given where there is no such thing."
+        "Interval: 95%, bootstrap over examples, those on the same images together. Majority: always the commonest "
+        "answer to a kind of question. Chance: a guess among its answers. Neither stands where there is no such thing."
     )
     headlines = {s.name: s.scores.get(s.headline.name) for s in suites if s.headline.unit == "share"}
     chart = _chart(headlines, Metric("", ""), title="The first score of each suite") if len(headlines) > 1 else ""
-    return _charts([chart]) + _score_table(rows) + paragraph(told)
+    elsewhere = ", ".join(suite.name for suite in suites if not suite.scored())
+    told_of = f"Scored by other programs, not here: {elsewhere}; what each wants stands with it."
+    return (
+        _charts([chart])
+        + (_score_table(rows) + paragraph(told) if rows else "")
+        + (paragraph(told_of) if elsewhere else "")
+    )
 
 
 def _unfinished(suites: Sequence[ScoredSuite], stamp: Mapping[str, Any]) -> str:

@@ -52,7 +52,7 @@ def load_feature_network(inception: Path | None, *, device: torch.device | str =
 
 def load_inception(file: Path, *, device: torch.device | str = "cpu") -> FeatureNetwork:
     """The Inception-v3 of FID (Heusel et al. 2017) as a TorchScript file, without the resizing inside it: images come
-    at 299 pixels, as in clean-fid (Parmar et al. 2022). Raises ValueError for a file that is no such network."""
+    at 299 pixels, resized before, as Parmar et al. 2022 ask. Raises ValueError for a file that is no such network."""
     if not file.is_file():
         raise ValueError(f"Inception's weights: {file} is no file; {INCEPTION_REMEDY}")
     try:
