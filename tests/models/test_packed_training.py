@@ -67,7 +67,7 @@ def test_a_pack_of_unequal_samples_has_the_losses_and_gradients_of_each_alone(da
     assert method.longest_by_rows > 0
     picks = picks_of(method)
     whole = method.build_batch(picks, seed=1)
-    assert whole.rows.by_rows, "the longest is far longer than the rest"
+    assert whole.rows.groups is not None, "the longest is far longer than the rest"
     trained = method.trainable_parameters()
 
     def gradients(batches: list[Any]) -> tuple[dict[str, float], dict[str, torch.Tensor]]:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from diptych.nn.row_attention import NAME, longest_by_rows, run_by_rows
+from diptych.nn.row_attention import NAME, RowGroups, group_rows, longest_by_rows, run_by_rows
 from tiny_xfusion import FAMILIES, build_language
 
 LENGTHS = (3, 7, 1, 5)
@@ -29,7 +31,7 @@ def build_other(name: str, **settings: Any) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-def rows() -> tuple[Tensor, Tensor, Tensor]:
+def rows() -> tuple[Tensor, RowGroups]:
     positions = torch.cat([torch.arange(length) for length in LENGTHS])
     longest, starts = max(LENGTHS), torch.tensor((0, *LENGTHS[:-1])).cumsum(0)
     index = torch.stack(
@@ -39,7 +41,7 @@ def rows() -> tuple[Tensor, Tensor, Tensor]:
         ]
     )
     row = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS))
-    return positions, index, row * longest + positions
+    return positions, group_rows(index, row, positions)
 
 
 def both_ways(decoder: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,6 +60,23 @@ def check(model: Any) -> None:
     torch.testing.assert_close(packed, alone, atol=2e-5, rtol=1e-4)
     gradients = [torch.autograd.grad((states * weight).sum(), x)[0] for states in (packed, alone)]
     torch.testing.assert_close(*gradients, atol=5e-5, rtol=1e-3)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+def test_rows_of_a_group_are_of_like_length_and_every_token_has_its_place(lengths: list[int]) -> None:
+    longest, counts = max(lengths), torch.tensor(lengths)
+    row = torch.arange(len(lengths)).repeat_interleave(counts)
+    column = torch.cat([torch.arange(length) for length in lengths])
+    index = torch.zeros(len(lengths), longest, dtype=torch.long)
+    index[row, column] = torch.arange(len(row))
+    groups = group_rows(index, row, column)
+    laid_out = torch.cat([own.flatten() for own in groups.indices])
+    assert torch.equal(laid_out[groups.places], torch.arange(len(row)))
+    assert len(groups.indices) <= 4
+    for own in groups.indices:
+        of = [lengths[int(row[token])] for token in own[:, 0]]
+        assert max(of) == own.shape[1]
+        assert max(of) <= 2 * min(of) or 8 * max(of) <= longest, "the fourth holds all that are shorter still"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

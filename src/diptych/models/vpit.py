@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diptych.nn.boundary_tokens import BoundaryTokens
 from diptych.nn.connector import Connector, VisualHead
-from diptych.nn.row_attention import run_by_rows
+from diptych.nn.row_attention import RowGroups, group_rows, run_by_rows
 from diptych.sequence import IGNORE_INDEX, Batch
 
 WORTH_ROWS = 1.15
@@ -27,15 +27,15 @@ class Rows:
     """Packed tokens as padded rows: `index` [S, T] holds the packed position of each token (0 where padded), `row`
     and `column` [N] where each packed token lies. Padding stands at the end: under causal attention nobody sees it.
 
-    `by_rows`: so much is padding that only the attention should see it (`attends_by_rows`)."""
+    `groups`: there where so much is padding that only the attention should see it."""
 
     index: Tensor
     row: Tensor
     column: Tensor
-    by_rows: bool = False
+    groups: RowGroups | None = None
 
     def to(self, device: torch.device | str) -> Rows:
-        return replace(self, index=self.index.to(device), row=self.row.to(device), column=self.column.to(device))
+        return Rows(**{name: None if part is None else part.to(device) for name, part in vars(self).items()})
 
 
 def build_rows(batch: Batch, *, longest_by_rows: int = 0) -> Rows:
@@ -43,14 +43,14 @@ def build_rows(batch: Batch, *, longest_by_rows: int = 0) -> Rows:
     index = torch.zeros(batch.num_samples, int(batch.positions.max()) + 1, dtype=torch.long)
     index[batch.sample_ids, batch.positions] = torch.arange(len(batch.positions))
     by_rows = index.shape[1] <= longest_by_rows and index.numel() > WORTH_ROWS * len(batch.positions)
-    return Rows(index, batch.sample_ids, batch.positions, by_rows)
+    groups = group_rows(index, batch.sample_ids, batch.positions) if by_rows else None
+    return Rows(index, batch.sample_ids, batch.positions, groups)
 
 
 def run_packed(decoder: Any, embeddings: Tensor, rows: Rows) -> Tensor:
     """Packed embeddings [N, D] -> the decoder's last hidden states [N, D]."""
-    if rows.by_rows:
-        places = rows.row * rows.index.shape[1] + rows.column
-        return run_by_rows(decoder, embeddings, rows.column, rows.index, places)
+    if rows.groups is not None:
+        return run_by_rows(decoder, embeddings, rows.column, rows.groups)
     hidden = decoder(inputs_embeds=embeddings[rows.index], use_cache=False).last_hidden_state
     return hidden[rows.row, rows.column]
 

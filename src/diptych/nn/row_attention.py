@@ -1,12 +1,14 @@
 """One packed stream through a Hugging Face decoder: its linear layers see no padding, only its attention sees rows.
 
 The decoder is told to attend by a function of ours (transformers' attention interface). Without rows that function is
-the decoder's own scaled dot-product attention; with them it lays queries, keys and values out as padded rows first.
+the decoder's own scaled dot-product attention; with them it lays queries, keys and values out as padded rows first,
+rows of like length together.
 """
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +16,35 @@ from torch import Tensor
 
 NAME = "diptych_rows"
 OWN = "sdpa"
+_MOST_GROUPS = 4
+"""Of rows that attend together, each half as long as the one before it."""
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Rows by length. indices: of each group [S, T], the token in each place of its rows (any where padded, and padding
+    stands at the end). places [N]: where each token stands, all groups' places in one line."""
+
+    indices: tuple[Tensor, ...]
+    places: Tensor
+
+    def to(self, device: torch.device | str) -> RowGroups:
+        return RowGroups(tuple(index.to(device) for index in self.indices), self.places.to(device))
+
+
+def group_rows(index: Tensor, row: Tensor, column: Tensor) -> RowGroups:
+    """Rows [S, T] of a packed stream in groups: attention costs the square of a group's longest row. `row` and `column`
+    [N]: where each token lies in `index`."""
+    lengths = torch.bincount(row, minlength=len(index))
+    halvings = (index.shape[1] / lengths.clamp_min(1)).log2().floor().clamp_max(_MOST_GROUPS - 1)
+    indices, starts, filled = [], torch.zeros(len(index), dtype=torch.long), 0
+    for own in halvings.unique():
+        members = (halvings == own).nonzero()[:, 0]
+        longest = int(lengths[members].max())
+        indices.append(index[members, :longest])
+        starts[members] = filled + longest * torch.arange(len(members))
+        filled += indices[-1].numel()
+    return RowGroups(tuple(indices), starts[row] + column)
 
 
 def longest_by_rows(decoder: Any) -> int:
@@ -45,12 +76,13 @@ def _same_as_one_by_one(decoder: Any) -> bool:
     weight = decoder.get_input_embeddings().weight
     if weight.device.type == "meta":
         return True
-    rows = torch.tensor([0, 1, 0, 1, 2]), torch.tensor([[0, 1, 0], [2, 3, 4]]), torch.tensor([0, 1, 3, 4, 5])
+    row, column = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 2])
+    groups = group_rows(torch.tensor([[0, 1, 0], [2, 3, 4]]), row, column).to(weight.device)
     x, was_training = weight[:5].detach(), decoder.training
     decoder.eval()
     try:
         with torch.no_grad():
-            packed = run_by_rows(decoder, x, *(part.to(weight.device) for part in rows))
+            packed = run_by_rows(decoder, x, column.to(weight.device), groups)
             alone = [decoder(inputs_embeds=own[None], use_cache=False).last_hidden_state[0] for own in x.split((2, 3))]
     except TypeError:  # a forward that takes nothing it does not know
         return False
@@ -59,20 +91,15 @@ def _same_as_one_by_one(decoder: Any) -> bool:
     return torch.allclose(packed.float(), torch.cat(alone).float(), atol=1e-4, rtol=1e-3)
 
 
-def run_by_rows(decoder: Any, embeddings: Tensor, positions: Tensor, index: Tensor, places: Tensor) -> Tensor:
-    """Packed embeddings [N, D] -> last hidden states [N, D].
-
-    positions [N]: of each token in its sample; index [S, T]: the token in each place of the rows (any where padded, and
-    padding stands at the end); places [N]: where in the flattened rows each token stands.
-    """
+def run_by_rows(decoder: Any, embeddings: Tensor, positions: Tensor, groups: RowGroups) -> Tensor:
+    """Packed embeddings [N, D] -> last hidden states [N, D]. positions [N]: of each token in its sample."""
     return decoder(
         inputs_embeds=embeddings[None],
         position_ids=positions[None],
         # Whatever mask is given in four dimensions is taken as it is, so that none is built for the whole stream.
         attention_mask=embeddings.new_zeros(1, 1, 1, 1),
         use_cache=False,
-        row_index=index,
-        row_places=places,
+        row_groups=groups,
     ).last_hidden_state[0]
 
 
@@ -90,18 +117,19 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    row_index: Tensor | None = None,
-    row_places: Tensor | None = None,
+    row_groups: RowGroups | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """query [B, heads, L, head_dim], key and value [B, kv_heads, L, head_dim] -> [B, L, heads, head_dim]."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if row_index is None or row_places is None:
+    if row_groups is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    query, key, value = (_as_rows(x, row_index) for x in (query, key, value))
-    attended, _ = sdpa_attention_forward(module, query, key, value, None, **options)
-    return attended.flatten(0, 1).index_select(0, row_places)[None], None
+    attended = [
+        sdpa_attention_forward(module, *(_as_rows(x, index) for x in (query, key, value)), None, **options)[0]
+        for index in row_groups.indices
+    ]
+    return torch.cat([own.flatten(0, 1) for own in attended]).index_select(0, row_groups.places)[None], None
 
 
 def _as_rows(x: Tensor, index: Tensor) -> Tensor:
