@@ -78,6 +78,13 @@ def test_shuffled_images_are_those_of_others_of_the_same_kind(tmp_path: Path) ->
         assert sorted(own) == sorted(others)
 
 
+def test_a_limit_leaves_out_no_kind_before_it_takes_one_twice() -> None:
+    examples = [asked(n, kind="common") for n in range(300)] + [asked(900, kind="rare"), asked(901, kind="rarer")]
+    few, more = (choose_examples(examples, limit, suite="any") for limit in (3, 20))
+    assert {e.kind for e in few} == {"common", "rare", "rarer"}
+    assert {e.id for e in few} < {e.id for e in more}
+
+
 def test_every_example_gets_other_images_where_many_show_the_same(tmp_path: Path) -> None:
     """Six questions on one picture and one each on three: a turn by one place would leave some as they were."""
     files = [tmp_path / f"{name}.png" for name in "abcd"]

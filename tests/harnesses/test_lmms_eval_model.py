@@ -98,6 +98,8 @@ def test_a_stamp_is_written_where_it_is_asked_for(model_class: Any, tmp_path: Pa
     model = model_class(str(save_tiny_morph(tmp_path)), stamp=str(tmp_path / "stamp.json"))
     written = json.loads((tmp_path / "stamp.json").read_text())
     assert written == model.stamp
+    assert (written["num_frames"], written["max_new_tokens"], written["batch_size"]) == (8, 128, 1)
+    assert written["harness"].startswith("lmms-eval ")
     assert len(written["morph_hash"]) == len(written["base_hash"]) == 64
 
 

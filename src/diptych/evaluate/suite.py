@@ -280,14 +280,17 @@ def _answer_class(example: Example) -> str | int:
 
 def choose_examples(examples: Sequence[Example], limit: int | None, *, suite: str) -> list[Example]:
     """The examples of a run, alike in length side by side, so that a batch waits for no long one. `limit`: so many,
-    drawn by the hash of their ids: always the same, and those of a smaller limit among those of a larger.
+    drawn by the hash of their ids, one of each kind first: always the same, and those of a smaller limit among those of
+    a larger.
 
     Raises ValueError for an id that stands twice.
     """
     twice = [id for id, count in Counter(example.id for example in examples).items() if count > 1]
     if twice:
         raise ValueError(f"suite {suite} holds {twice[0]!r} twice; every example needs an id of its own")
-    drawn = sorted(examples, key=lambda e: hashlib.sha256(f"{suite}:{e.id}".encode()).digest())[:limit]
+    drawn = sorted(examples, key=lambda e: hashlib.sha256(f"{suite}:{e.id}".encode()).digest())
+    first = {example.kind: example.id for example in reversed(drawn)}
+    drawn = sorted(drawn, key=lambda e: first[e.kind] != e.id)[:limit]
     return sorted(drawn, key=lambda e: (len(e.images), len(e.question()), e.id))
 
 

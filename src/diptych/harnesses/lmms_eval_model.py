@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,6 +46,12 @@ class LmmsEvalModel(lmms):
             morph, "reads", language_model=language_model, trust_remote_code=trust_remote_code, device=device
         )
         self.batch_size, self.num_frames, self.max_new_tokens = int(batch_size), num_frames, max_new_tokens
+        self.stamp |= {
+            "harness": f"lmms-eval {version('lmms_eval')}",
+            "num_frames": num_frames,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": self.batch_size,
+        }
         if stamp is not None:
             Path(stamp).write_text(json.dumps(self.stamp, indent=2) + "\n", encoding="utf-8")
 
