@@ -10,6 +10,7 @@ DEFAULT_ASSETS = (
     "smollm2-135m-instruct",
     "efficientnet-lite0",
     "vit-s14-focus",
+    "all-minilm-l6-v2",
     "openmoji",
     "fluent-emoji-3d",
     "emojibase-data",

@@ -25,11 +25,12 @@ class PictureJudge:
     """Features [N, D] as the encoder gives them, of any length. Pictures are compared at the size that a morph draws:
     a sharper original is still the same thing."""
 
-    def __init__(self, encoder: Any = None) -> None:
-        """`encoder`: in place of ENCODER; then nothing is kept in the cache."""
+    def __init__(self, encoder: Any = None, *, size: int = 0) -> None:
+        """`encoder`: in place of ENCODER; then nothing is kept in the cache. `size`: of pictures, where no file is
+        embedded before them."""
         self._given = encoder
         self._encoder = encoder
-        self._size = 0
+        self._size = size
 
     @property
     def assets(self) -> tuple[str, ...]:
@@ -42,15 +43,20 @@ class PictureJudge:
         size = (getattr(morph, "pixel_decoder", None) or morph).recipe.image_size
         return self.embed_files(files, size=size, progress=progress)
 
-    def embed_files(self, files: Sequence[Path], *, size: int, progress: Progress) -> Tensor:
-        """Features of files at `size`, the size of all that `embed` is given from now on."""
+    def load(self) -> Any:
+        """The encoder."""
         if self._encoder is None:
             self._encoder = load_image_encoder(ENCODER)
+        return self._encoder
+
+    def embed_files(self, files: Sequence[Path], *, size: int, progress: Progress) -> Tensor:
+        """Features of files at `size`, the size of all that `embed` is given from now on."""
+        encoder = self.load()
         self._size = size
         is_kept = self._given is None
         encoded = EncodedImages(
             self._features,
-            key=f"pooled-features-{self._encoder.cache_key[:16] if is_kept else 'given'}-{size}",
+            key=f"pooled-features-{encoder.cache_key[:16] if is_kept else 'given'}-{size}",
             image_size=size,
             cache_dir=cache_root() / "tensors" if is_kept else None,
         )
@@ -62,7 +68,7 @@ class PictureJudge:
         return torch.stack([encoded.load(name) for name in names])
 
     def embed(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Features of what was drawn. `prepare` or `embed_files` comes first."""
+        """Features of what was drawn. `prepare`, `embed_files` or `load` comes first."""
         assert self._size, "prepare comes first"
         return self._features(torch.stack([image_to_tensor(picture, self._size) for picture in pictures]))
 

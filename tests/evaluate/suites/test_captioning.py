@@ -15,6 +15,7 @@ from diptych.evaluate.emoji_gallery import read_combinations
 from diptych.evaluate.harness import evaluate_suites
 from diptych.evaluate.suites.captioning import QUESTION, Captioning, estimate_bleu, score_bleu, score_cider
 from emoji_packages import NAMES, entry, write_packages
+from toy_captions import KnownCaptions
 from toy_suite import STAMP, FakeMorph
 
 pytest.importorskip("pycocoevalcap.cider.cider_scorer")
@@ -40,7 +41,8 @@ def looking(emoji: Path, caption: Callable[[str, str], str]) -> Any:
 
 
 def run(rule: Any, emoji: Path, out: Path, **options: Any) -> Any:
-    (result,) = evaluate_suites(FakeMorph(rule), [Captioning(emoji)], out, stamp=STAMP, **options)
+    suite = Captioning(emoji, captions=KnownCaptions(emoji))
+    (result,) = evaluate_suites(FakeMorph(rule), [suite], out, stamp=STAMP, **options)
     return result
 
 
@@ -48,18 +50,24 @@ def test_right_captions_reach_the_most_and_with_shuffled_pictures_fall_to_chance
     right = looking(emoji, lambda name, style: f"A {name} in {style} style.")
     result = run(right, emoji, tmp_path / "right")
     means = {name: score.mean for name, score in result.scores.items()}
-    assert means == pytest.approx({"cider_d": 10, "bleu4": 1, "names_thing": 1, "exact": 1})
+    assert means == pytest.approx(
+        {"cider_d": 10, "bleu4": 1, "names_thing": 1, "exact": 1, "alignment": 1, "alignment_of_right": 1}
+    )
     assert {kind: scores["exact"].num for kind, scores in result.by_kind.items()} == {"trained": 43, "held out": 5}
     shuffled = run(right, emoji, tmp_path / "shuffled", shuffle_images=True)
     for name in ("cider_d", "names_thing", "exact"):
         score = shuffled.scores[name]
         assert score.mean <= score.baselines.chance + 0.1 * means[name]
+    aligned = shuffled.scores["alignment"]
+    assert aligned.mean == pytest.approx(aligned.baselines.chance, abs=0.2)
+    assert aligned.mean < 0.4
+    assert shuffled.scores["alignment_of_right"].mean == pytest.approx(1)
 
 
 def test_who_always_says_the_commonest_caption_scores_the_majority(emoji: Path, tmp_path: Path) -> None:
     first = min(f"{c.concept} in {STYLE_WORDS[c.style]} style" for c in read_combinations(emoji))
     result = run(lambda question, images: first, emoji, tmp_path)
-    for name in ("cider_d", "bleu4", "names_thing", "exact"):
+    for name in ("cider_d", "bleu4", "names_thing", "exact", "alignment"):
         assert result.scores[name].mean == pytest.approx(result.scores[name].baselines.majority)
     assert 0 < result.scores["cider_d"].mean < 3
 
@@ -82,6 +90,16 @@ def test_a_name_alone_holds_the_thing_and_is_no_whole_caption(emoji: Path, tmp_p
     assert result.scores["names_thing"].mean == 1
     assert result.scores["exact"].mean == 0
     assert 1 < result.scores["cider_d"].mean < 8
+
+
+def test_a_right_caption_is_aligned_above_that_of_another_picture(emoji: Path, tmp_path: Path) -> None:
+    combinations = read_combinations(emoji)
+    for step, bound in ((0, 1.0), (1, 0.5)):
+        names = {c.concept: combinations[place - 2 * step].concept for place, c in enumerate(combinations)}
+        rule = looking(emoji, lambda name, style, names=names: f"{names[name]} in {style} style")
+        score = run(rule, emoji, tmp_path / str(step)).scores["alignment"]
+        assert score.baselines.chance < 0.5
+        assert score.mean == pytest.approx(1) if step == 0 else score.mean < bound
 
 
 def test_how_rare_words_are_is_told_by_the_whole_set() -> None:

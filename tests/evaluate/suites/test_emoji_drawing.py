@@ -17,6 +17,7 @@ from diptych.evaluate.emoji_gallery import read_combinations
 from diptych.evaluate.harness import evaluate_suites
 from diptych.evaluate.suites.emoji_drawing import EmojiDrawing
 from emoji_packages import NAMES, entry, write_packages
+from toy_captions import KnownCaptions
 from toy_suite import STAMP, FakeMorph
 
 SIZE = 32
@@ -30,6 +31,10 @@ class Corners:
 
     def pooled(self, images: Tensor) -> Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+
+
+def drawing(emoji: Path) -> EmojiDrawing:
+    return EmojiDrawing(emoji, encoder=Corners(), captions=KnownCaptions(emoji))
 
 
 class Drawer(FakeMorph):
@@ -46,7 +51,7 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_who_draws_the_real_image_scores_100_per_cent(emoji: Path, tmp_path: Path) -> None:
     real = {c.prompt: c.real for c in read_combinations(emoji)}
     morph = Drawer(lambda prompt, images: real[prompt])
-    (result,) = evaluate_suites(morph, [EmojiDrawing(emoji, encoder=Corners())], tmp_path, stamp=STAMP)
+    (result,) = evaluate_suites(morph, [drawing(emoji)], tmp_path, stamp=STAMP)
     means = {name: score.mean for name, score in result.scores.items()}
     assert means == pytest.approx(
         {
@@ -54,6 +59,8 @@ def test_one_who_draws_the_real_image_scores_100_per_cent(emoji: Path, tmp_path:
             "retrieval_top5": 1,
             "style_right": 1,
             "cosine_to_real": 1,
+            "alignment": 1,
+            "alignment_of_real": 1,
             "kid_efflite0": 0,
             "diversity": means["diversity_of_real"],
             "diversity_of_real": means["diversity"],
@@ -72,7 +79,7 @@ def test_one_who_draws_the_same_concept_always_scores_the_majority(emoji: Path, 
     same = {c.style: c.real for c in combinations if c.concept == combinations[0].concept}
     style_of = {c.prompt: c.style for c in combinations}
     morph = Drawer(lambda prompt, images: same[style_of[prompt]])
-    (result,) = evaluate_suites(morph, [EmojiDrawing(emoji, encoder=Corners())], tmp_path, stamp=STAMP)
+    (result,) = evaluate_suites(morph, [drawing(emoji)], tmp_path, stamp=STAMP)
     for name in ("retrieval_top1", "retrieval_top5"):
         assert result.scores[name].mean == result.scores[name].baselines.majority
     assert result.scores["style_right"].mean == 1
@@ -93,7 +100,7 @@ def test_a_run_that_goes_on_is_scored_as_one_that_was_never_stopped(emoji: Path,
 
     def evaluate(out: Path, *, fails_at: int | None = None) -> bytes:
         morph = Drawer(lambda prompt, images: real[prompt].resize((SIZE, SIZE)), fails_at=fails_at)
-        evaluate_suites(morph, [EmojiDrawing(emoji, encoder=Corners())], out, stamp=STAMP, batch_size=7)
+        evaluate_suites(morph, [drawing(emoji)], out, stamp=STAMP, batch_size=7)
         return (out / "scores.json").read_bytes()
 
     whole = evaluate(tmp_path / "whole")
@@ -105,13 +112,46 @@ def test_a_run_that_goes_on_is_scored_as_one_that_was_never_stopped(emoji: Path,
 
 def test_sets_too_small_for_an_interval_have_no_score_of_a_set(emoji: Path, tmp_path: Path) -> None:
     morph = Drawer(lambda prompt, images: Image.new("RGB", (SIZE, SIZE)))
-    (result,) = evaluate_suites(morph, [EmojiDrawing(emoji, encoder=Corners())], tmp_path, stamp=STAMP, limit=9)
-    assert set(result.scores) == {"retrieval_top1", "retrieval_top5", "style_right", "cosine_to_real"}
+    (result,) = evaluate_suites(morph, [drawing(emoji)], tmp_path, stamp=STAMP, limit=9)
+    metrics = {metric.name for metric in EmojiDrawing.metrics}
+    assert set(result.scores) == metrics - {"kid_efflite0", "diversity", "diversity_of_real"}
+
+
+def test_one_who_draws_another_prompts_picture_is_aligned_by_chance(emoji: Path, tmp_path: Path) -> None:
+    combinations = read_combinations(emoji)
+    by_style = {style: [c for c in combinations if c.style == style] for style in {c.style for c in combinations}}
+    scores = []
+    for step in (1, 3, 5, 7):
+        other = {c.prompt: own[place - step].real for own in by_style.values() for place, c in enumerate(own)}
+        morph = Drawer(lambda prompt, images, other=other: other[prompt])
+        (result,) = evaluate_suites(morph, [drawing(emoji)], tmp_path / str(step), stamp=STAMP)
+        scores.append(result.scores["alignment"])
+        assert result.scores["alignment_of_real"].mean == pytest.approx(1, abs=1e-6)
+    chance = scores[0].baselines.chance
+    assert chance is not None
+    assert {score.baselines.chance for score in scores} == {chance}
+    assert sum(score.mean for score in scores) / len(scores) == pytest.approx(chance, abs=0.1)
+    assert chance < 0.3
+
+
+def test_chance_is_the_mean_over_all_other_pictures_of_the_style(emoji: Path) -> None:
+    captions = KnownCaptions(emoji)
+    suite = EmojiDrawing(emoji, encoder=Corners(), captions=captions)
+    examples = suite.load_examples(lambda what, done, total: None)
+    assert suite.judge_hashes == captions.find()
+    suite.prepare(Drawer(lambda prompt, images: None), lambda what, done, total: None)
+    combinations = read_combinations(emoji)
+    expected = []
+    for c in combinations:
+        others = [o.real for o in combinations if o.style == c.style and o.concept != c.concept]
+        expected.append(float((captions.place_pictures(others) @ captions.place_captions([c.prompt])[0]).mean()))
+    chance = suite.baselines(examples)["alignment"].chance
+    assert chance == pytest.approx(sum(expected) / len(expected), abs=1e-5)
 
 
 def test_prompts_are_asked_as_the_set_asks_them(emoji: Path, tmp_path: Path) -> None:
     morph = Drawer(lambda prompt, images: Image.new("RGB", (SIZE, SIZE)))
-    suite: Any = EmojiDrawing(emoji, encoder=Corners())
+    suite: Any = drawing(emoji)
     evaluate_suites(morph, [suite], tmp_path, stamp=STAMP, limit=6)
     asked = {prompt for batch in morph.batches for prompt in batch}
     assert len(asked) == 6

@@ -23,7 +23,7 @@ def test_every_name_builds_a_suite_of_that_name() -> None:
 def test_a_given_folder_needs_no_embedded_pictures(tmp_path: Path) -> None:
     names = ["emoji-vqa", "easy-vqa", "emoji-t2i", "t2i-compositional", "reconstruction"]
     for suite in build_suites(names, dict.fromkeys(names, tmp_path)):
-        assert set(suite.needs.assets) <= {"efficientnet-lite0"}
+        assert set(suite.needs.assets) <= {"efficientnet-lite0", "all-minilm-l6-v2"}
 
 
 @pytest.mark.parametrize(

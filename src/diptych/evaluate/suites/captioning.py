@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from diptych.data.builders.emoji import STYLE_WORDS
 from diptych.data.samples import Message
 from diptych.evaluate.answering import Sampling, answer_in_text
 from diptych.evaluate.bootstrap import Estimate, resample_sums
+from diptych.evaluate.caption_scoring import CaptionScorer, CaptionScoring
 from diptych.evaluate.emoji_gallery import read_combinations
 from diptych.evaluate.naming import is_named, normalise_answer
 from diptych.evaluate.suite import (
@@ -38,30 +41,41 @@ class Captioning:
     """Every picture of the emoji set, in both styles; kinds: `trained`, `held out`, as the set splits them."""
 
     name = "captioning"
-    version = 1
+    version = 2
     words = (
         "Emoji in two styles are to be described as they are asked for in training sets: rocket in 3D style. One right "
         "caption each; case, punctuation and articles do not count. CIDEr-D (10 at most): words and n-grams weighted "
         "by how rare they are in all captions of the set. BLEU-4: of all captions together. Majority: always the "
         "caption that is commonest (of equals, the first in the alphabet); chance: the caption of another picture. "
-        "No picture is scored against words directly: the alignment head of a morph, where it has one, predicts an "
-        "image encoder's features and reads no text."
+        "Alignment: the cosine of the picture and the caption that was given, in the space of the carried judge of "
+        "captions, which knows emoji only; the right caption's stands beside it."
     )
     metrics = (
         Metric("cider_d", "CIDEr-D", unit=""),
         Metric("bleu4", "BLEU-4", unit=""),
         Metric("names_thing", "caption holds the right name"),
         Metric("exact", "exact captions"),
+        Metric("alignment", "alignment of picture and caption", unit=""),
+        Metric("alignment_of_right", "alignment of picture and right caption", unit=""),
     )
 
-    def __init__(self, data: Path | None = None) -> None:
-        self.needs = Needs(("reads",), () if data is not None else EMOJI_ASSETS, {"pycocoevalcap": "eval"})
+    def __init__(self, data: Path | None = None, *, captions: CaptionScoring | None = None) -> None:
+        """`captions`: what scores alignment, in place of the carried judge of captions."""
+        self._captions = CaptionScorer() if captions is None else captions
+        self.judge_hashes: Mapping[str, str] = {}
+        assets = (*self._captions.assets, *(() if data is not None else EMOJI_ASSETS))
+        self.needs = Needs(("reads",), assets, {"pycocoevalcap": "eval"})
         self._data = data
+        self._files: dict[str, Path] = {}
+        self._pictures_placed: dict[str, Tensor] = {}  # by id, where the judge of captions places them
+        self._right_placed: dict[str, Tensor] = {}  # by caption, those of a run
         self._concepts: dict[str, str] = {}
         self._references: dict[str, str] = {}
 
     def load_examples(self, progress: Progress) -> list[Example]:
         combinations = {f"{c.style}/{c.concept}": c for c in read_combinations(find_emoji_set(self._data, progress))}
+        self._files = {id: c.file for id, c in combinations.items()}
+        self.judge_hashes = self._captions.find()
         self._concepts = {id: c.concept for id, c in combinations.items()}
         self._references = {id: f"{c.concept} in {STYLE_WORDS[c.style]} style" for id, c in combinations.items()}
         return [
@@ -84,7 +98,25 @@ class Captioning:
         return [Answer(text) for text in answer_in_text(morph, asked, max_new_tokens=MAX_NEW_TOKENS)]
 
     def score(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Scores]:
-        captions = {example.id: answer.text for example, answer in zip(examples, answers, strict=True)}
+        """Alignment is with the example's own picture, whatever was shown: a control that shuffles images is told."""
+        given = [answer.text for answer in answers]
+        right = [self._references[example.id] for example in examples]
+        placed = self._captions.place_captions([*given, *right]).split(len(given))
+        pictures = self._place_pictures(examples)
+        aligned = [(captions * pictures).sum(dim=1).tolist() for captions in placed]
+        return [
+            scores | {"alignment": own, "alignment_of_right": of_right}
+            for scores, own, of_right in zip(self._score_words(examples, given), *aligned, strict=True)
+        ]
+
+    def _place_pictures(self, examples: Sequence[Example]) -> Tensor:
+        if missing := [example.id for example in examples if example.id not in self._pictures_placed]:
+            placed = self._captions.place_files([self._files[id] for id in missing], lambda what, done, total: None)
+            self._pictures_placed |= dict(zip(missing, placed, strict=True))
+        return torch.stack([self._pictures_placed[example.id] for example in examples])
+
+    def _score_words(self, examples: Sequence[Example], given: Sequence[str]) -> list[Scores]:
+        captions = {example.id: caption for example, caption in zip(examples, given, strict=True)}
         cider = score_cider(captions, self._references)
         return [
             {
@@ -106,8 +138,12 @@ class Captioning:
         return {name: Baselines(of_majority[name], of_chance[name]) for name in of_majority}
 
     def _means(self, examples: Sequence[Example], captions: Sequence[str]) -> Scores:
-        scored = self.score(examples, [Answer(caption) for caption in captions])
+        scored = self._score_words(examples, captions)
         means = {name: sum(one[name] for one in scored) / len(scored) for name in scored[0]}
+        if missing := sorted(set(captions) - self._right_placed.keys()):
+            self._right_placed |= dict(zip(missing, self._captions.place_captions(missing), strict=True))
+        placed = torch.stack([self._right_placed[caption] for caption in captions])
+        means["alignment"] = float((placed * self._place_pictures(examples)).sum(dim=1).mean())
         return means | {"bleu4": score_bleu(captions, [example.reference for example in examples])}
 
     def summarise(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> dict[str, MetricScore]:
