@@ -35,7 +35,8 @@ class Rows:
     groups: RowGroups | None = None
 
     def to(self, device: torch.device | str) -> Rows:
-        return Rows(**{name: None if part is None else part.to(device) for name, part in vars(self).items()})
+        groups = None if self.groups is None else self.groups.to(device)
+        return Rows(self.index.to(device), self.row.to(device), self.column.to(device), groups)
 
 
 def build_rows(batch: Batch, *, longest_by_rows: int = 0) -> Rows:

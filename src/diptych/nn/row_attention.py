@@ -125,11 +125,12 @@ def _attend(
 
     if row_groups is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    attended = [
-        sdpa_attention_forward(module, *(_as_rows(x, index) for x in (query, key, value)), None, **options)[0]
-        for index in row_groups.indices
-    ]
-    return torch.cat([own.flatten(0, 1) for own in attended]).index_select(0, row_groups.places)[None], None
+    attended = []
+    for index in row_groups.indices:
+        own_query, own_key, own_value = (_as_rows(x, index) for x in (query, key, value))
+        own, _ = sdpa_attention_forward(module, own_query, own_key, own_value, None, **options)
+        attended.append(own.flatten(0, 1))
+    return torch.cat(attended).index_select(0, row_groups.places)[None], None
 
 
 def _as_rows(x: Tensor, index: Tensor) -> Tensor:
