@@ -80,9 +80,6 @@ class SourceConfig(Settings):
             raise ValueError("num_frames and fps both say how many frames a clip has; leave one out")
         if self.epochs is not None and self.tokens is not None:
             raise ValueError("epochs and tokens both say when a source is through; leave one out")
-        for template in self.prompt_templates:
-            if "{caption}" not in template and "{instruction}" not in template and self.task != "read":
-                raise ValueError(f"prompt template {template!r} must hold {{caption}} (of captions) or {{instruction}}")
         return self
 
 

@@ -78,6 +78,15 @@ def test_a_sample_without_images_is_text() -> None:
     assert parse_sample(TEXT) == Sample((Message("user", ("Hello",)), Message("assistant", ("Hi",))))
 
 
+def test_what_else_a_record_has_is_passed_over() -> None:
+    """As datasets of conversations have it: columns of their own, and OpenAI's names and newer role."""
+    others = {"prompt": "Hello", "prompt_id": 3, "source": "web", "conversations": [], "tools": []}
+    assert parse_sample({**TEXT, **others}) == parse_sample(TEXT)
+    user = {"role": "user", "content": "Hi", "name": "Ann"}
+    named = {"messages": [{"role": "developer", "content": "Be kind."}, user]}
+    assert [message.role for message in parse_sample(named).messages] == ["system", "user"]
+
+
 @pytest.mark.parametrize(
     ("record", "kind", "words"),
     [
@@ -95,6 +104,9 @@ def test_a_sample_without_images_is_text() -> None:
         ({"messages": [{"content": "a"}]}, "role", "message 1 has role None"),
         ({"messages": [{"role": "user"}]}, "structure", "content .* nothing"),
         ({"messages": [{"role": "user", "content": ""}]}, "empty", "message 1 is empty"),
+        ({**TEXT, "image": "a.png", "source": "x"}, "unknown key", r"keys \['image'\]"),
+        ({**TEXT, "mesages": []}, "unknown key", "mesages"),
+        ({**TEXT, "video": "a.mp4"}, "unknown key", "video"),
         ({"messages": [{"role": "user", "content": "a", "losss": True}]}, "unknown key", "losss"),
         ({"messages": [{"role": "user", "content": "a", "loss": 1}]}, "structure", "true or false"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "encoding", "surrogate"),

@@ -58,6 +58,37 @@ def test_a_setting_that_would_change_nothing_is_refused(tmp_path: Path, settings
         source_of(path, **settings)
 
 
+CAPTION = {"image": "a.png", "caption": "a cat"}
+TRIPLE = {"instruction": "Make it red.", "input_images": ["a.png"], "output_image": "a.png"}
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "words"),
+    [
+        (CAPTION, {"task": "draw", "prompt_templates": ("Please {instruction}",)}, r"holds \{caption\}, .*'Please"),
+        (CAPTION, {"task": "draw", "prompt_templates": ("Draw.",)}, r"holds \{caption\}"),
+        (CAPTION, {"task": "read", "prompt_templates": ("Is this {caption}?",)}, "holds no words of the record"),
+        (TRIPLE, {"prompt_templates": ("Do: {caption}",)}, r"holds \{instruction\}"),
+    ],
+)
+def test_a_template_for_words_of_another_format_is_refused(
+    tmp_path: Path, record: dict[str, Any], settings: Any, words: str
+) -> None:
+    """Training would read the braces."""
+    with pytest.raises(ValueError, match=words):
+        source_of(write(tmp_path / "x.jsonl", record), **settings)
+
+
+@pytest.mark.parametrize("settings", [{"num_frames": 2}, {"fps": 1.0}])
+@pytest.mark.parametrize("hosts", [(), ("x.org",)])
+def test_a_clip_on_the_web_is_refused(tmp_path: Path, settings: Any, hosts: tuple[str, ...]) -> None:
+    """Each of its frames was the first."""
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "a"}]
+    path = write(tmp_path / "x.jsonl", {"conversations": turns, "video": "https://x.org/v.gif"})
+    with pytest.raises(RecordError, match="is on the web; fetch it, and name the file"):
+        source_of(path, allow_urls=hosts, **settings)[0]
+
+
 def test_a_column_that_is_not_there_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", GOOD)
     with pytest.warns(UserWarning, match="names picture, which none of the first records has; they have messages"):

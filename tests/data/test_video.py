@@ -239,6 +239,14 @@ def test_a_damaged_clip_gives_frames_or_a_named_error(clips: dict[str, Path], ki
     assert "clip X" in message
 
 
+def test_a_clip_of_an_unknown_coding_is_refused(clips: dict[str, Path]) -> None:
+    content = clips["webm"].read_bytes()
+    place = content.index(b"V_VP")
+    unknown = content[:place] + b"V_XX" + content[place + 4 :]
+    with pytest.raises(ValueError, match="clip X is coded as something unknown"):
+        read_frames(io.BytesIO(unknown), num_frames=3, what="clip X")
+
+
 def test_a_gif_of_a_million_frames_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

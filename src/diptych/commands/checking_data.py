@@ -35,14 +35,15 @@ def validate(recipe: Recipe, *, held_out: list[Path], out: Path | None, progress
     if bad:
         total = sum(report.num_records for report in reports)
         raise ValueError(
-            f"{bad} of {total} samples have a problem; correct them (training skips up to data.max_bad_fraction "
-            f"{recipe.data.max_bad_fraction:g} of them)"
+            f"{bad} of {total} samples have a problem; correct them: training learns from those of kinds roles and "
+            f"held out as they are, skips the others, and stops where these are more than data.max_bad_fraction "
+            f"{recipe.data.max_bad_fraction:g} (of a thousand samples at least), or a hundred in a row"
         )
 
 
 def show_tokens(recipe: Recipe, *, num: int) -> None:
     """Prints some samples of every source as the tokens that training makes of them; what carries loss is marked, and a
-    sample of which none can be made is named."""
+    sample of which none can be made is named. No image is opened: `validate` does that."""
     from diptych.data.sources import naming_sample, open_sources
     from diptych.models.sample_tokens import describe_tokens, stream_builder
 

@@ -116,7 +116,7 @@ def _decode(file: IO[bytes], what: str, max_pixels: int) -> Image.Image:
     except _TooLarge as error:
         raise ValueError(f"{what} is too large: {error}; scale it down") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"{what} is too large: more than the {max_pixels} pixels allowed") from None
+        raise ValueError(f"{what} is too large: more than the {max_pixels} pixels allowed; scale it down") from None
     except Image.UnidentifiedImageError:
         raise ValueError(f"{what} is none of {', '.join(IMAGE_FORMATS)}, or it is corrupt") from None
     except DECODING_ERRORS as error:

@@ -3,6 +3,7 @@
 A record is `{"messages": [{"role", "content", "loss"?}], "images": [path, ...], "meta"?: {...}, "id"?: ...}`. Each
 `<image>` in a content (or `{"type": "image"}` among content parts) stands for the next path of `images`, relative to
 the file's folder. A content part of OpenAI's, `{"type": "image_url", "image_url": {"url": ...}}`, brings its own image.
+What else a record has beside them (a source, a prompt's id) is passed over, unless it could be one of them misspelt.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -69,6 +71,11 @@ class BadRecord:
     line: int
     kind: str
     reason: str
+
+
+KEYS = ("messages", "images", "meta", "id")
+SHOWING = frozenset({"image", "video", "videos", "audio"})
+"""Keys of other forms of records, which hold what the messages are about."""
 
 
 class RecordError(ValueError):
@@ -139,8 +146,9 @@ def parse_sample(record: object) -> Sample:
     if not isinstance(record, dict):
         raise RecordError("structure", f"a record is an object with messages and images, not {kind_of(record)}")
     record = cast("dict[str, Any]", record)
-    if unknown := sorted(map(str, set(record) - {"messages", "images", "meta", "id"})):
-        raise RecordError("unknown key", f"unknown keys {unknown}; a record has messages, images, meta and id")
+    others = map(str, set(record) - set(KEYS))
+    if unknown := sorted(key for key in others if key in SHOWING or get_close_matches(key, KEYS, cutoff=0.75)):
+        raise RecordError("unknown key", f"unknown keys {unknown}; a record has {', '.join(KEYS)}")
     listed = record.get("images")
     listed = [] if listed is None else listed
     if not isinstance(listed, list) or not all(isinstance(image, str) for image in listed):
@@ -223,9 +231,10 @@ def _parse_message(message: object, number: int, images: _Images) -> Message:
     if not isinstance(message, dict):
         raise RecordError("structure", f"{where} is an object with role and content, not {kind_of(message)}")
     message = cast("dict[str, Any]", message)
-    if unknown := sorted(map(str, set(message) - {"role", "content", "loss"})):
+    if unknown := sorted(map(str, set(message) - {"role", "content", "loss", "name"})):
         raise RecordError("unknown key", f"{where} has unknown keys {unknown}; it has role, content and loss")
     role, loss = message.get("role"), message.get("loss")
+    role = "system" if role == "developer" else role  # OpenAI's newer word
     if role not in ROLES:
         raise RecordError("role", f"{where} has role {role!r}; roles are {', '.join(ROLES)}")
     if loss is not None and not isinstance(loss, bool):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,8 +29,14 @@ SAMPLES_KEPT = 8192
 SAMPLE_BYTES_KEPT = 256_000_000
 """Where records hold their images: what waits for its pack is to be here still, since a stream has no way back."""
 _PATHS_KEPT = 16_384
-TEMPLATED_FORMATS = ("captions", "triples", "generation", "clip_captions")
-"""Those whose requests `prompt_templates` says."""
+TEMPLATED_FORMATS = {
+    "captions": "{caption}",
+    "triples": "{instruction}",
+    "generation": "{caption}",
+    "clip_captions": None,
+}
+"""Those whose requests `prompt_templates` says, and what stands in such a template for the record's words."""
+_PLACEHOLDERS = re.compile(r"\{(?:caption|instruction)\}")
 CLIP_FORMATS = ("llava", "clip_captions", "frame_folders")
 """Those whose clips become frames as `num_frames` or `fps` says."""
 
@@ -142,6 +149,12 @@ class Source(Sequence[Sample]):
             useless.append(f"split is of Hugging Face datasets; its store is {kind}")
         if config.subset is not None and kind != "hub":
             useless.append(f"subset is of datasets of the Hub; its store is {kind}")
+        for template in config.prompt_templates if name in TEMPLATED_FORMATS else ():
+            wanted = None if config.task == "read" else TEMPLATED_FORMATS[name]
+            held = set(_PLACEHOLDERS.findall(template))
+            if held != ({wanted} if wanted else set()):
+                told = f"holds {wanted}, and nothing else in braces" if wanted else "holds no words of the record"
+                raise ValueError(f"{config.path}: a prompt template of format {name} {told}; {template!r} does not fit")
         if useless:
             raise ValueError(f"{config.path}: a setting would change nothing: {'; '.join(useless)}; leave it out")
         if config.columns and kind != "hub":
@@ -173,6 +186,8 @@ class Source(Sequence[Sample]):
             return [frame_reference(clip, place, self.config.num_frames) for place in range(self.config.num_frames)]
         if self.config.fps is None:
             raise RecordError("video", f"{clip[:200]!r} is a clip; say with num_frames or fps how it is read")
+        if "://" in clip[:8]:
+            raise RecordError("video", f"clip {clip[:200]!r} is on the web; fetch it, and name the file")
         from diptych.data.video import read_clip_info
 
         try:
@@ -192,6 +207,8 @@ class Source(Sequence[Sample]):
             return StoredImage(image)
         try:
             if image[:7].lower() in ("http://", "https:/"):
+                if split_frame(image) is not None:
+                    raise ValueError(f"clip {image[:200]!r} is on the web; fetch it, and name the file")
                 if not self._hosts:
                     raise ValueError(f"image {image[:200]!r} is on the web; list its host in data.allow_urls")
                 if split_region(image) is not None:

@@ -157,7 +157,8 @@ class _VideoReader:
         if not container.streams.video:
             raise ValueError(f"{name} holds no video")
         self._stream = stream = container.streams.video[0]
-        codec = stream.codec_context.codec.canonical_name
+        context: Any = stream.codec_context  # None where nobody knows the coding
+        codec = "something unknown" if context is None else context.codec.canonical_name
         if codec not in VIDEO_CODECS:
             raise ValueError(f"{name} is coded as {codec}; {', '.join(VIDEO_CODECS)} are read")
         stream.codec_context.thread_count = 1  # a loader's workers share the cores already

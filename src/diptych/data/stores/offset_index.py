@@ -150,7 +150,9 @@ def index_array(file: BinaryIO) -> np.ndarray:
             if not head:
                 continue
             if head[:1] != b"[":
-                raise ValueError("it is no JSON array: it does not begin with '['")
+                raise ValueError(
+                    "it is no JSON array: it does not begin with '['; for a record a line: store: json_lines"
+                )
             opened = position + len(chunk) - len(head)
         quotes, slashes = _real_quotes(data, slashes)
         marks = np.flatnonzero(np.isin(data, np.frombuffer(b"{}[],", np.uint8)))
