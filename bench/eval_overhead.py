@@ -26,7 +26,8 @@ from diptych.evaluate.suites.known_suites import build_suites
 from paired import print_table
 
 MODEL = ("generate_batch", "reconstruct")
-JUDGE = ("score",)
+JUDGE = ("score", "baselines")
+"""The embedded network judges drawings, and what the baselines show in their place."""
 GOAL = 0.05
 
 

@@ -135,7 +135,10 @@ class Recipe(Settings):
     def _layers_ascend(self) -> Recipe:
         layers = self.vision_tower.layers
         if layers is not None and (not layers or list(layers) != sorted(set(layers)) or layers[0] < 0):
-            raise ValueError(f"vision_tower.layers must ascend without repeats, got {list(layers)}")
+            raise ValueError(
+                f"vision_tower.layers names layers of the language model, from 0 up, ascending and at least one; it is "
+                f"{list(layers)}"
+            )
         return self
 
 

@@ -50,7 +50,7 @@ def test_a_run_tells_its_scores_and_where_they_lie(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     table, *files = result.stdout.strip().rsplit("\n", 3)
     assert files == [str(out / name) for name in ("results.jsonl", "scores.json", "report.html")]
-    assert "100.0% to 100.0%" in table
+    assert "100.0%   80.6% to 100.0%" in table
     assert all(Path(file).is_file() for file in files)
     assert len((out / "results.jsonl").read_text().splitlines()) == 20
     assert json.loads((out / "scores.json").read_text())["stamp"]["batch_size"] == 50

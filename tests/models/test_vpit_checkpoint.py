@@ -233,12 +233,13 @@ def test_a_conversation_answers_the_same_alone_and_in_a_batch() -> None:
         morph.generate(conversation, generation_mode="image", seed=3, num_images=2)
     alone, morph.pixel_decoder.calls = morph.pixel_decoder.calls, []
     morph.generate_batch(others, generation_mode="image", seed=3, num_images=2)
-    assert {(seed, number) for _, seed, numbers in morph.pixel_decoder.calls for number in numbers} == {(3, 0), (4, 0)}
+    asked = [pair for _, seeds, numbers in morph.pixel_decoder.calls for pair in zip(seeds, numbers, strict=True)]
+    assert set(asked) == {(3, 0), (4, 0)}
     for k in range(3):
         for picture in range(2):
-            together, seed, _ = morph.pixel_decoder.calls[picture]
+            together, seeds, _ = morph.pixel_decoder.calls[picture]
             torch.testing.assert_close(together[k], alone[2 * k + picture][0][0], atol=1e-5, rtol=0)
-            assert seed == alone[2 * k + picture][1]
+            assert [seeds[k]] == alone[2 * k + picture][1]
     options: dict[str, Any] = {"generation_mode": "text", "do_sample": True, "max_new_tokens": 8, "seed": 5}
     assert morph.answer(others, **options) == [morph.answer([one], **options)[0] for one in others]
 
@@ -247,9 +248,9 @@ class Recording:
     """In place of a pixel decoder: notes what it is asked for."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Tensor, int, list[int]]] = []
+        self.calls: list[tuple[Tensor, list[int], list[int]]] = []
 
-    def decode(self, features: Tensor, *, numbers: list[int], seed: int, **options: Any) -> Tensor:
+    def decode(self, features: Tensor, *, numbers: list[int], seed: list[int], **options: Any) -> Tensor:
         del options
         self.calls.append((features, seed, list(numbers)))
         return torch.zeros(len(features), 3, 4, 4)

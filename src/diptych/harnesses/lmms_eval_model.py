@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,7 +47,7 @@ class LmmsEvalModel(lmms):
         )
         self.batch_size, self.num_frames, self.max_new_tokens = int(batch_size), num_frames, max_new_tokens
         self.stamp |= {
-            "harness": f"lmms-eval {version('lmms_eval')}",
+            "harness": f"lmms-eval {_version()}",
             "num_frames": num_frames,
             "max_new_tokens": max_new_tokens,
             "batch_size": self.batch_size,
@@ -87,6 +87,13 @@ class LmmsEvalModel(lmms):
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:
         raise ValueError("diptych answers each question once; leave out the tasks of several rounds")
+
+
+def _version() -> str:
+    try:
+        return version("lmms_eval")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "of unknown version"
 
 
 def read_messages(messages: Iterable[Mapping[str, Any]], *, num_frames: int) -> Conversation:

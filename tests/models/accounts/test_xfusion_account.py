@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from diptych.backbones.autoencoder import load_autoencoder
+from diptych.backbones.skeletons import build_language_skeleton
 from diptych.config import build_recipe
 from diptych.models.accounts.run_account import RunAccount
 from diptych.models.accounts.xfusion_account import _decoding_bytes, _read_bytes, account_xfusion
@@ -100,6 +101,14 @@ def test_the_guarantee_is_said_as_it_is(design: str, tmp_path: Path) -> None:
     whole = account.frozen[f"language model {tmp_path}"] + (layers if design == "single" else 0)
     embeddings, norm = 300 * 32, 32
     assert whole == 2 * embeddings + norm + layers
+
+
+@pytest.mark.parametrize("time", ["add", "adaln"])
+def test_what_the_single_tower_learns_beside_the_language_model_is_no_part_of_it(time: str, tmp_path: Path) -> None:
+    account = account_of(tmp_path, {"layer_design": "single", "time_conditioning": time})
+    language = build_language_skeleton(str(tmp_path))
+    own = 2 * sum(p.numel() for p in language.model.layers[0].parameters())
+    assert account.frozen[f"language model {tmp_path}"] == sum(p.numel() for p in language.parameters()) - own
 
 
 @torch.no_grad()

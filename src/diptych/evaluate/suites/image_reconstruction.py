@@ -38,7 +38,7 @@ MAX_PSNR = 100.0
 """Decibels that equal images are given."""
 _WINDOW = 11
 _AT_ONCE = 32
-_MOST_COMPARED = 64
+_MOST_COMPARED = 32
 """Examples, drawn by the hash of their ids, that the baselines are told of: each costs as much as a score."""
 _BYTES_KEPT = 200_000_000
 """Of real images at the size that came out."""

@@ -99,9 +99,12 @@ def _spent(costs: dict[str, Flops], share: float) -> dict[str, Flops]:
 
 
 def _shared(model: XFusionModel) -> int:
-    """Parameters of the language model that the vision tower is made of: those of the single tower's layers."""
-    vision = model.vision_tower
-    return count_parameters(vision.blocks) if vision.layer_design == "single" else 0
+    """Parameters of the language model that the vision tower is made of: those of the single tower's layers, without
+    what its blocks have beside them to learn the time."""
+    blocks: Any = model.vision_tower.blocks
+    if model.vision_tower.layer_design != "single":
+        return 0
+    return sum(count_parameters(block.layer) for block in blocks)
 
 
 def _key_value_bytes(layer: Any) -> int:
