@@ -60,6 +60,7 @@ class Loaded(Timed):
         super().__init__(inner, JUDGE, clock)
         self._examples = inner.load_examples(_tell_nothing)
         inner.prepare(morph, _tell_nothing)
+        inner.baselines = self.baselines  # timed where its own `summarise` asks for them, too
 
     def load_examples(self, progress: Any) -> list[Any]:
         return self._examples
