@@ -21,7 +21,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diptych.backbones.autoencoder import load_autoencoder
 from diptych.backbones.caption_judge import CARRIED, CaptionJudge
 from diptych.backbones.sentence_encoder import load_sentence_encoder
 from diptych.backbones.vision import load_image_encoder
@@ -40,10 +39,9 @@ from diptych.studies.caption_judge_training import (
     read_captioned,
     train_caption_judge,
 )
-from diptych.studies.detector_training import RoundTrip
 from paired import print_table
+from scene_detector import AUTOENCODER, round_trip
 
-AUTOENCODER = "emoji-tiny"
 IMAGE_SIZE = 64
 DROPOUT = 0.3
 NUM_CHANGED = 4
@@ -124,17 +122,6 @@ def encode(concepts: Sequence[CaptionedConcept], texts: FittingTexts, kept: Path
 
 def read_pictures(files: Sequence[Path]) -> Tensor:
     return torch.stack([image_to_tensor(open_image(file), IMAGE_SIZE) for file in files])
-
-
-def round_trip(seed: int) -> RoundTrip:
-    """Through the embedded autoencoder."""
-    autoencoder, generator = load_autoencoder(AUTOENCODER), torch.Generator().manual_seed(seed)
-
-    def change(images: Tensor, strength: float) -> Tensor:
-        latents = autoencoder.encode(images)
-        return autoencoder.decode(latents + strength * torch.randn(latents.shape, generator=generator))
-
-    return change
 
 
 def score(judge: CaptionScorer, concepts: Sequence[CaptionedConcept]) -> dict[str, dict[str, float]]:
