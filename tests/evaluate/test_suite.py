@@ -94,6 +94,8 @@ def test_every_example_gets_other_images_where_many_show_the_same(tmp_path: Path
     shuffled = with_shuffled_images(examples)
     assert all(one.images != other.images for one, other in zip(shuffled, examples, strict=True))
     assert [example.id for example in shuffled] == [example.id for example in examples]
+    kinds = [asked(n, kind=f"kind {n}", images=(tmp_path / f"{n}.png",)) for n in range(12)]
+    assert len({example.images for example in with_shuffled_images(kinds)}) > 4, "not all the same other one"
     with pytest.raises(ValueError, match="no other example of the run has 1 images"):
         with_shuffled_images(examples[:6])
 

@@ -89,7 +89,7 @@ def test_a_suite_that_others_score_is_named_and_has_no_empty_table() -> None:
     rows = [Row("others", "1", "", "Question?", (), "", "", (), {})]
     suite = ScoredSuite("others", "Words.", 1, (Metric("exact", "exact answers"),), {}, {})
     page = Page(render_suites([suite], rows, {}, Path()))
-    assert "Scored by other programs, not here: others" in page.text
+    assert "No score is told of: others." in page.text
     assert "95% interval" not in page.text
 
 

@@ -13,6 +13,8 @@ from diptych.evaluate.stamp import stamp_differences
 from diptych.evaluate.suite import Row
 
 FEW = 10
+ROUNDING = 1e-6
+"""Of floats that batches of another size add up otherwise."""
 _NUM_TOLD = 3
 
 
@@ -31,7 +33,7 @@ class Difference:
     def is_clear(self) -> bool:
         """Whether the 95% interval leaves out 0; of fewer than FEW pairs a bootstrap knows too little to say."""
         low, high = self.difference.interval
-        return self.difference.num >= FEW and (low > 0 or high < 0)
+        return self.difference.num >= FEW and (low > ROUNDING or high < -ROUNDING)
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -306,15 +306,16 @@ def with_shuffled_images(examples: Sequence[Example], *, seed: int = 0) -> list[
     for (_, num), own in groups.items():
         step = max(Counter(example.images for example in own).values())  # past all that show the same
         for example, giver in zip(own, [*own[step:], *own[:step]], strict=True):
-            images = giver.images if giver.images != example.images else _other_images(example, places)
+            images = giver.images if giver.images != example.images else _other_images(example, list(places), seed)
             if images is None and num:
                 raise ValueError(f"no other example of the run has {num} images to give {example.id!r}; raise --limit")
             shuffled[example.id] = replace(example, images=images or ())
     return [shuffled[example.id] for example in examples]
 
 
-def _other_images(example: Example, among: Iterable[tuple[Path, ...]]) -> tuple[Path, ...] | None:
-    return next((images for images in among if len(images) == len(example.images) and images != example.images), None)
+def _other_images(example: Example, among: Sequence[tuple[Path, ...]], seed: int) -> tuple[Path, ...] | None:
+    others = [images for images in among if len(images) == len(example.images) and images != example.images]
+    return random.Random(f"{seed}:{example.id}").choice(others) if others else None
 
 
 def prompt_set_hash(examples: Sequence[Example]) -> str:

@@ -70,7 +70,9 @@ def _scores(suites: Sequence[ScoredSuite]) -> str:
     headlines = {s.name: s.scores.get(s.headline.name) for s in suites if s.headline.unit == "share"}
     chart = _chart(headlines, Metric("", ""), title="The first score of each suite") if len(headlines) > 1 else ""
     elsewhere = ", ".join(suite.name for suite in suites if not suite.scored())
-    told_of = f"Scored by other programs, not here: {elsewhere}; what each wants stands with it."
+    told_of = (
+        f"No score is told of: {elsewhere}. Other programs score it, or it takes more examples; see its own words."
+    )
     return (
         _charts([chart])
         + (_score_table(rows) + paragraph(told) if rows else "")
