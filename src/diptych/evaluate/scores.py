@@ -24,9 +24,8 @@ class Score:
         centre = (self.value + z**2 / (2 * self.num)) / (1 + z**2 / self.num)
         spread = self.value * (1 - self.value) / self.num + z**2 / (4 * self.num**2)
         half = z / (1 + z**2 / self.num) * math.sqrt(max(0.0, spread))
-        return (0.0 if self.value == 0 else max(0.0, centre - half)), (
-            1.0 if self.value == 1 else min(1.0, centre + half)
-        )
+        low = 0.0 if self.value == 0 else max(0.0, centre - half)  # exactly, whatever is rounded
+        return low, 1.0 if self.value == 1 else min(1.0, centre + half)
 
     def as_dict(self) -> dict[str, float | int | list[float]]:
         return {"value": self.value, "n": self.num, "chance": self.chance, "interval_95": list(self.interval)}
