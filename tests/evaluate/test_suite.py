@@ -16,6 +16,7 @@ from diptych.evaluate.suite import (
     answer_baselines,
     check_needs,
     choose_examples,
+    name_and_size,
     prompt_set_hash,
     with_shuffled_images,
 )
@@ -108,6 +109,14 @@ def test_the_hash_of_what_is_asked_does_not_hang_on_order_or_place_but_on_every_
     assert before != prompt_set_hash([replace(one[0], reference="green"), *one[1:]])
     Image.new("RGB", (8, 8), (255, 0, 1)).save(tmp_path / "one" / "0.png")
     assert before != prompt_set_hash(one)
+
+
+def test_a_large_set_is_told_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = examples_of(tmp_path)
+    before = prompt_set_hash(examples, tell_file=name_and_size)
+    monkeypatch.setattr(Path, "open", None)
+    assert prompt_set_hash(examples, tell_file=name_and_size) == before
+    assert prompt_set_hash(examples[1:], tell_file=name_and_size) != before
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path) -> None:

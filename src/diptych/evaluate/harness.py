@@ -29,6 +29,7 @@ from diptych.evaluate.suite import (
     SuiteResult,
     check_needs,
     choose_examples,
+    name_and_size,
     prompt_set_hash,
     with_shuffled_images,
 )
@@ -74,7 +75,7 @@ def evaluate_suites(
             "version": suite.version,
             "num_examples": len(own),
             "prompt_set_hash": prompt_set_hash(own),
-            "whole_set_hash": prompt_set_hash(whole),
+            "whole_set_hash": prompt_set_hash(whole, tell_file=name_and_size),
             **({"judges": dict(suite.judge_hashes)} if isinstance(suite, Judged) else {}),
         }
     stamp = {**stamp, "batch_size": batch_size, "shuffle_images": shuffle_images, "suites": stamped}
