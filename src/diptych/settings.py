@@ -36,6 +36,11 @@ class VisionTowerConfig(Settings):
     )
     boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
     init_from: str | None = Field(default=None, description="morph whose vision tower is trained on")
+    fresh_attention: bool = Field(
+        default=False,
+        description="of init_from, leave the attention weights as a new tower has them: attention that has met one "
+        "image at a time shuts itself to the images of a request, and hardly learns to copy from them",
+    )
     diffusion_transformer: str | None = Field(
         default=None,
         description="pretrained DiT or SD3 transformer (diffusers; folder or id) that the tower is made of, one block "
@@ -64,6 +69,8 @@ class VisionTowerConfig(Settings):
 
     @model_validator(mode="after")
     def _goes_together(self) -> VisionTowerConfig:
+        if self.fresh_attention and self.init_from is None:
+            raise ValueError("vision_tower.fresh_attention is of a tower that vision_tower.init_from starts; name it")
         if self.x_fuse != "none" and self.layer_design != "dual":
             raise ValueError(f"vision_tower.x_fuse is an option of the dual tower, not of {self.layer_design}")
         if self.layers is not None and self.layer_design != "dual":
@@ -128,7 +135,7 @@ class AlignmentConfig(Settings):
     encoder_layer: int | None = Field(default=None, description="as vpit.encoder_layer")
     encoder_image_size: int | None = Field(default=None, gt=0)
     layer: int = Field(default=8, ge=0, description="language-model layer beside which the aligned block stands")
-    weight: float = Field(default=0.5, ge=0)
+    weight: float = Field(default=0.5, ge=0, description="0: a control of the same cost, drawn to nothing")
     projector: Literal["linear", "mlp3"] = "linear"
 
 

@@ -42,6 +42,8 @@ from diptych.nn.towers.diffusion_layers import PretrainedTower
 
 TRANSFORMER = "diffusion_transformer"
 """In a morph's config: the config of the transformer that its vision tower was made of."""
+ATTENTION = ".self_attn."
+"""In the names of a block's attention weights, of every layer design."""
 ALIGNED = "aligned_width"
 """In a morph's config: of the features that its vision tower was aligned to; the encoder itself is needed no more."""
 
@@ -153,14 +155,17 @@ def _read_start(recipe: Recipe, folder: Path, *, num_layers: int) -> tuple[dict[
 
 def _start_from(model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
     """Puts an earlier morph's tower into this one. Raises ValueError as `_read_start`, and for another image input. An
-    alignment may come or go."""
+    alignment may come or go; attention stays as it is where the recipe wants it fresh."""
     config, earlier = _read_start(recipe, folder, num_layers=model.text_tower.num_layers)
     wanted = {part: str(config["hashes"].get(part)) for part in hashes | config["hashes"]}
     names = {"language_model": earlier.language_model, "autoencoder": earlier.autoencoder}
     check_hashes(folder, wanted, hashes, names)
     tensors = dict(model.vision_tower.named_parameters())
-    optional = {name for name in tensors.keys() | tensor_names(folder / WEIGHTS) if name.startswith("alignment.")}
-    load_tensors(tensors, folder / WEIGHTS, sha256=config["weights_sha256"], optional=optional)
+    stored = tensor_names(folder / WEIGHTS)
+    left = {name for name in tensors.keys() | stored if recipe.vision_tower.fresh_attention and ATTENTION in name}
+    optional = {name for name in tensors.keys() | stored if name.startswith("alignment.")}
+    own = {name: tensor for name, tensor in tensors.items() if name not in left}
+    load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"], optional=optional | left)
 
 
 def _check_before_loading(recipe: Recipe, *, whole: bool) -> None:
@@ -213,7 +218,7 @@ def load_morph(
     if pixel_decoder is not None:
         raise ValueError(f"{folder} is of method xfusion, which draws pixels itself; leave out the pixel decoder")
     language = find_language(folder, config, recipe, language_model)
-    tower = recipe.vision_tower.model_copy(update={"init_from": None})
+    tower = recipe.vision_tower.model_copy(update={"init_from": None, "fresh_attention": False})
     recipe = recipe.model_copy(update={"vision_tower": tower})
     morph = build_morph(
         recipe,

@@ -30,7 +30,7 @@ DESIGNS: list[dict[str, Any]] = [
 ]
 
 
-def account_of(folder: Path, tower: dict[str, Any]) -> RunAccount:
+def account_of(folder: Path, tower: dict[str, Any], **settings: Any) -> RunAccount:
     config = LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
     config.save_pretrained(folder)
     recipe = build_recipe(
@@ -39,6 +39,7 @@ def account_of(folder: Path, tower: dict[str, Any]) -> RunAccount:
             "language_model": str(folder),
             "vision_tower": tower,
             "data": {"sources": [{"path": "not-there.jsonl"}]},
+            **settings,
         }
     )
     return account_xfusion(recipe)
@@ -120,3 +121,13 @@ def test_latents_cost_what_the_autoencoder_runs_of_them(tmp_path: Path) -> None:
         autoencoder.encode(torch.zeros(2, 3, size, size))
     each = counter.get_total_flops() / 2
     assert account.once["latents"].total == pytest.approx(each * account.samples_per_step)
+
+
+@pytest.mark.parametrize("projector", ["linear", "mlp3"])
+def test_the_alignment_projector_is_a_trained_part_of_its_own(tmp_path: Path, projector: str) -> None:
+    alone = account_of(tmp_path / "lm", {}).trained
+    alignment = {"image_encoder": "efficientnet-lite0", "layer": 0, "projector": projector}
+    aligned = account_of(tmp_path / "lm", {}, alignment=alignment).trained
+    assert set(aligned) - set(alone) == {"alignment projector"}
+    assert aligned["alignment projector"] > 0
+    assert {name: aligned[name] for name in alone} == alone

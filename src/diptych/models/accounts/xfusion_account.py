@@ -16,6 +16,7 @@ from diptych.models.accounts.meta_counting import count_encoder_flops, count_enc
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
 from diptych.models.fused import FusedXFusion
 from diptych.models.xfusion_building import XFusionModel, build_xfusion_skeleton
+from diptych.nn.towers.vision_tower import VisionTower
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
 
@@ -69,10 +70,7 @@ def account_xfusion(
     return RunAccount(
         recipe=recipe,
         dtype=resolve_dtype(recipe.dtype, compute_device()),
-        trained={
-            f"vision tower, {len(vision.blocks)} blocks of width {vision.width}": count_parameters(vision.blocks),
-            "image embedder, time and head": count_parameters(vision) - count_parameters(vision.blocks),
-        },
+        trained=_trained(vision),
         frozen={
             f"language model {recipe.language_model}": count_parameters(language) - _shared(model),
             "autoencoder": count_parameters(autoencoder.network),
@@ -92,6 +90,13 @@ def account_xfusion(
         assumed=first.assumed,
         tokens=tokens,
     )
+
+
+def _trained(vision: VisionTower) -> dict[str, int]:
+    projector = {} if vision.alignment is None else {"alignment projector": count_parameters(vision.alignment)}
+    blocks = {f"vision tower, {len(vision.blocks)} blocks of width {vision.width}": count_parameters(vision.blocks)}
+    ends = count_parameters(vision) - sum(blocks.values()) - sum(projector.values())
+    return {**blocks, "image embedder, time and head": ends, **projector}
 
 
 def _spent(costs: dict[str, Flops], share: float) -> dict[str, Flops]:

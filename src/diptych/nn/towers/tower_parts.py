@@ -24,7 +24,7 @@ class WidthMap(nn.Module):
         nn.init.normal_(self.linear.weight, std=width_in**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x) + self.shift)
+        return self.linear(self.norm(x.to(self.norm.weight.dtype)) + self.shift)
 
     @torch.no_grad()
     def standardise(self, x: Tensor) -> None:
