@@ -62,7 +62,7 @@ def test_heads_may_then_be_others(tmp_path: Path) -> None:
     tower = {"layers": [0, 2], "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 1}
     save_morph(tmp_path, trained(vision_tower=tower))
     later = {**tower, "num_key_value_heads": 4, "init_from": str(tmp_path)}
-    with pytest.raises(ValueError, match=r"k_proj.weight has shape"):
+    with pytest.raises(ValueError, match=r"has vision_tower.num_key_value_heads 1, not 4 as here"):
         new(vision_tower=later)
     new(vision_tower={**later, "fresh_attention": True})
 

@@ -222,5 +222,5 @@ def test_training_goes_on_from_a_morph(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="language model"):
         build_morph(recipe, language=build_language(seed=7), autoencoder=autoencoder, cached=False)
     wide = tiny_recipe(vision_tower=tower | {"patch_size": 4})
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match=r"has vision_tower.patch_size 2, not 4"):
         build_morph(wide, language=language, autoencoder=autoencoder, cached=False)

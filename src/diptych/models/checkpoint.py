@@ -44,6 +44,25 @@ TRANSFORMER = "diffusion_transformer"
 """In a morph's config: the config of the transformer that its vision tower was made of."""
 ATTENTION = ".self_attn."
 """In the names of a block's attention weights, of every layer design."""
+KEPT: dict[str, tuple[str, ...]] = {
+    "vision_tower": (
+        "layer_design",
+        "x_fuse",
+        "layers",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "patch_size",
+        "time_conditioning",
+        "text_pooling",
+        "boundary_tokens",
+    ),
+    "objective": ("schedule", "prediction"),
+    "image_input": ("encoder_layer", "encoder_image_size"),
+}
+"""Settings that decide which tensors a tower has and what they mean; beside `image_size`, and the hashes of the frozen
+parts."""
 ALIGNED = "aligned_width"
 """In a morph's config: of the features that its vision tower was aligned to; the encoder itself is needed no more."""
 
@@ -132,29 +151,33 @@ def _note_another_objective(pretrained: PretrainedTower, recipe: Recipe) -> None
 
 
 def _read_start(recipe: Recipe, folder: Path, *, num_layers: int) -> tuple[dict[str, Any], Recipe]:
-    """Config and recipe of an earlier morph. Raises ValueError where its tower's tensors would mean something else in
-    this recipe's: other layers of the language model's `num_layers`, another design, schedule or prediction."""
+    """Config and recipe of an earlier morph. Raises ValueError that names the setting where its tower's tensors would
+    not fit this recipe's tower, or mean something else in it, beside a language model of `num_layers`."""
     config = read_config(folder / CONFIG)
     earlier = build_recipe(config["recipe"], origin=str(folder / CONFIG))
     if earlier.method != "xfusion":
         raise ValueError(f"vision_tower.init_from {folder} is of method {earlier.method}; give a morph of xfusion")
-    for group, key in (
-        ("vision_tower", "layer_design"),
-        ("vision_tower", "x_fuse"),
-        ("vision_tower", "layers"),
-        ("objective", "schedule"),
-        ("objective", "prediction"),
-    ):
-        theirs, own = (getattr(getattr(one, group), key) for one in (earlier, recipe))
-        if key == "layers":
-            theirs, own = (list(range(num_layers) if layers is None else layers) for layers in (theirs, own))
-        if theirs != own:
-            raise ValueError(f"vision_tower.init_from {folder} has {group}.{key} {theirs}, not {own} as here; keep it")
+    theirs, own = (_kept_settings(one, num_layers=num_layers) for one in (earlier, recipe))
+    for key in own:
+        if theirs[key] != own[key] and not (recipe.vision_tower.fresh_attention and key.endswith("_heads")):
+            raise ValueError(
+                f"vision_tower.init_from {folder} has {key} {theirs[key]}, not {own[key]} as here; keep it"
+            )
     return config, earlier
 
 
+def _kept_settings(recipe: Recipe, *, num_layers: int) -> dict[str, Any]:
+    """What `KEPT` names, by dotted name, as a recipe writes it."""
+    settings: dict[str, Any] = {"image_size": recipe.image_size}
+    for group, keys in KEPT.items():
+        settings |= {f"{group}.{key}": getattr(getattr(recipe, group), key, "(no image_input)") for key in keys}
+    if settings["vision_tower.layers"] is None:
+        settings["vision_tower.layers"] = tuple(range(num_layers))
+    return {key: "null" if value is None else value for key, value in settings.items()}
+
+
 def _start_from(model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
-    """Puts an earlier morph's tower into this one. Raises ValueError as `_read_start`, and for another image input. An
+    """Puts an earlier morph's tower into this one. Raises ValueError as `_read_start`, and for other frozen parts. An
     alignment may come or go; attention stays as it is where the recipe wants it fresh."""
     config, earlier = _read_start(recipe, folder, num_layers=model.text_tower.num_layers)
     wanted = {part: str(config["hashes"].get(part)) for part in hashes | config["hashes"]}
@@ -177,9 +200,9 @@ def _check_before_loading(recipe: Recipe, *, whole: bool) -> None:
         return  # not to be had: what loads the weights says it better
     check_routable(config)
     if whole:
-        model, _ = build_xfusion_skeleton(recipe, build_language_skeleton(name, trust_remote_code=trusted))
-        if recipe.vision_tower.init_from is not None:
-            _read_start(recipe, find_morph(recipe.vision_tower.init_from), num_layers=model.text_tower.num_layers)
+        build_xfusion_skeleton(recipe, build_language_skeleton(name, trust_remote_code=trusted))
+    if recipe.vision_tower.init_from is not None:
+        _read_start(recipe, find_morph(recipe.vision_tower.init_from), num_layers=config.num_hidden_layers)
 
 
 def save_morph(folder: str | Path, morph: Morph, *, weights: dict[str, Tensor] | None = None) -> None:
