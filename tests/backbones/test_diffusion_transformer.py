@@ -109,6 +109,31 @@ def test_a_morph_holds_all_it_took_over(tmp_path: Path, monkeypatch: pytest.Monk
     assert loaded.generate(prompt)[0].tobytes() == morph.generate(prompt)[0].tobytes()
 
 
+def test_a_tower_that_a_morph_starts_needs_the_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_dit().save_pretrained(tmp_path / "dit")
+    first = build(tmp_path / "dit")
+    save_morph(tmp_path / "morph", first)
+    capsys.readouterr()
+    fresh = build(tmp_path / "dit", init_from=str(tmp_path / "morph"), fresh_attention=True)  # whose attention it gives
+    for file in (tmp_path / "dit").glob("*.safetensors"):
+        file.unlink()
+    second = build(tmp_path / "dit", init_from=str(tmp_path / "morph"))
+    assert not capsys.readouterr().err  # of an objective that it would have to learn anew
+    theirs = dict(first.model.vision_tower.named_parameters())
+    for started in (fresh, second):
+        for name, tensor in started.model.vision_tower.named_parameters():
+            assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("other", ["sd3", None])
+def test_a_morph_of_another_transformer_is_no_start(tmp_path: Path, other: str | None) -> None:
+    build_dit().save_pretrained(tmp_path / "dit")
+    build_sd3().save_pretrained(tmp_path / "sd3")
+    save_morph(tmp_path / "morph", build(tmp_path / "dit"))
+    with pytest.raises(ValueError, match=r"diffusion_transformer .*dit, whose config is not that of .* as here"):
+        build(tmp_path, diffusion_transformer=other and str(tmp_path / other), init_from=str(tmp_path / "morph"))
+
+
 def test_every_weight_is_trained(tmp_path: Path) -> None:
     build_sd3(qk_norm="rms_norm").save_pretrained(tmp_path)
     model = build(tmp_path).model

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.models.checkpoint import build_morph, load_morph
+from diptych.models.checkpoint import build_morph, load_morph, save_morph
 from diptych.models.encoded_images import image_features
 from diptych.models.xfusion_training import XFusionTraining
 from tiny_vpit import build_encoder
@@ -122,3 +122,25 @@ def test_without_alignment_there_is_no_such_loss(folder: Path) -> None:
     morph = build_morph(recipe, language=build_language(), autoencoder=FakeAutoencoder(), cached=False)
     training = XFusionTraining(recipe, morph)
     assert training(training.build_batch([(0, 0, 0)], seed=0)).keys() == {"ce", "flow"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_kept"),
+    [({"weight": 0.1}, True), ({"projector": "mlp3"}, False), ({"layer": 0}, False), ({"encoder_layer": 1}, False)],
+    ids=str,
+)
+def test_a_start_brings_the_head_of_the_same_alignment_alone(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], is_kept: bool
+) -> None:
+    first = build(folder)
+    save_morph(tmp_path, first.morph)
+    settings = {"image_encoder": str(folder / "encoder"), "layer": 1, **changes}
+    base = {"patch_size": 2, "time_conditioning": "adaln"}
+    recipe = tiny_recipe(vision_tower=base | {"init_from": str(tmp_path)}, alignment=settings)
+    second = build_morph(recipe, language=build_language(), autoencoder=FakeAutoencoder(), cached=False)
+    theirs = first.trainable_parameters()
+    for name, tensor in second.model.vision_tower.named_parameters():
+        if is_kept or not name.startswith("alignment."):
+            assert torch.equal(tensor, theirs[name]), name
+        else:
+            assert name not in theirs or not torch.equal(tensor, theirs[name]), name

@@ -98,14 +98,16 @@ def build_morph(
     cache_dir = encoded_folder(recipe) if cached else None
     torch.manual_seed(recipe.seed)
     pretrained = None
-    if recipe.vision_tower.diffusion_transformer is not None:
+    tower = recipe.vision_tower
+    if (name := tower.diffusion_transformer) is not None:
         size = recipe.image_size // autoencoder.downsampling
-        name = recipe.vision_tower.diffusion_transformer
-        if transformer_config is not None:
+        replaced = transformer_config is not None or (tower.init_from is not None and not tower.fresh_attention)
+        transformer_config = transformer_config or read_transformer_config(name)
+        if replaced:
             pretrained = build_transformer_skeleton(transformer_config, latent_size=size, on_meta=False)
         else:
-            transformer_config = read_transformer_config(name)
             pretrained = load_diffusion_transformer(name, latent_size=size)
+        if not replaced and tower.init_from is None:
             _note_another_objective(pretrained, recipe)
     model = build_xfusion(
         recipe,
@@ -117,11 +119,11 @@ def build_morph(
         pretrained=pretrained,
         aligned_width=aligned_width,
     )
-    if recipe.vision_tower.init_from is not None:
+    if tower.init_from is not None:
         hashes = {"language_model": language.hash, "autoencoder": autoencoder.hash}
         if encoder is not None:
             hashes["image_encoder"] = encoder.hash
-        _start_from(model, recipe, find_morph(recipe.vision_tower.init_from), hashes)
+        _start_from(model, recipe, find_morph(tower.init_from), hashes)
     device = compute_device()
     language.model.to(device)
     autoencoder.to(device)
@@ -163,6 +165,13 @@ def _read_start(recipe: Recipe, folder: Path, *, num_layers: int) -> tuple[dict[
             raise ValueError(
                 f"vision_tower.init_from {folder} has {key} {theirs[key]}, not {own[key]} as here; keep it"
             )
+    name = recipe.vision_tower.diffusion_transformer
+    if config.get(TRANSFORMER) != (None if name is None else read_transformer_config(name)):
+        before = earlier.vision_tower.diffusion_transformer
+        raise ValueError(
+            f"vision_tower.init_from {folder} was made of vision_tower.diffusion_transformer {before or 'null'}, whose "
+            f"config is not that of {name or 'null'} as here; keep it"
+        )
     return config, earlier
 
 
@@ -177,18 +186,28 @@ def _kept_settings(recipe: Recipe, *, num_layers: int) -> dict[str, Any]:
 
 
 def _start_from(model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
-    """Puts an earlier morph's tower into this one. Raises ValueError as `_read_start`, and for other frozen parts. An
-    alignment may come or go; attention stays as it is where the recipe wants it fresh."""
+    """Puts an earlier morph's tower into this one. Raises ValueError as `_read_start`, and for other frozen parts. The
+    head of another alignment, and attention where the recipe wants it fresh, stay as a new tower has them."""
     config, earlier = _read_start(recipe, folder, num_layers=model.text_tower.num_layers)
     wanted = {part: str(config["hashes"].get(part)) for part in hashes | config["hashes"]}
-    names = {"language_model": earlier.language_model, "autoencoder": earlier.autoencoder}
-    check_hashes(folder, wanted, hashes, names)
+    check_hashes(folder, wanted, hashes, _frozen_names(earlier))
     tensors = dict(model.vision_tower.named_parameters())
-    stored = tensor_names(folder / WEIGHTS)
-    left = {name for name in tensors.keys() | stored if recipe.vision_tower.fresh_attention and ATTENTION in name}
-    optional = {name for name in tensors.keys() | stored if name.startswith("alignment.")}
+    names = tensors.keys() | tensor_names(folder / WEIGHTS)
+    left = {name for name in names if recipe.vision_tower.fresh_attention and ATTENTION in name}
+    if _aligned_to(earlier) != _aligned_to(recipe):
+        left |= {name for name in names if name.startswith("alignment.")}
     own = {name: tensor for name, tensor in tensors.items() if name not in left}
-    load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"], optional=optional | left)
+    load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"], optional=left)
+
+
+def _aligned_to(recipe: Recipe) -> dict[str, Any] | None:
+    return None if recipe.alignment is None else recipe.alignment.model_dump(exclude={"weight"})
+
+
+def _frozen_names(recipe: Recipe) -> dict[str, str]:
+    """What a recipe calls its frozen parts."""
+    names = {"language_model": recipe.language_model, "autoencoder": recipe.autoencoder}
+    return names if recipe.image_input is None else names | {"image_encoder": recipe.image_input.image_encoder}
 
 
 def _check_before_loading(recipe: Recipe, *, whole: bool) -> None:
@@ -250,10 +269,7 @@ def load_morph(
         aligned_width=config.get(ALIGNED),
         cached=False,
     )
-    names = {"language_model": recipe.language_model, "autoencoder": recipe.autoencoder}
-    if recipe.image_input is not None:
-        names["image_encoder"] = recipe.image_input.image_encoder
-    check_hashes(folder, config["hashes"], morph.frozen_hashes(), names)
+    check_hashes(folder, config["hashes"], morph.frozen_hashes(), _frozen_names(recipe))
     own = dict(morph.model.vision_tower.named_parameters())
     load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"])
     morph.model.eval().requires_grad_(False)
