@@ -265,3 +265,15 @@ def test_packing_that_cannot_be_is_refused(settings: dict[str, Any], said: str) 
     build_recipe(base)
     with pytest.raises(ValueError, match=said):
         build_recipe(base | settings)
+
+
+def test_guidance_that_a_tower_does_not_learn_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
+    """The words are those of `diptych generate --guidance-scale`."""
+    path = write(tmp_path, MINIMAL | {"objective": {"text_cond_dropout_prob": 0}})
+    for scale in (2, 3):
+        with pytest.raises(ValueError, match=rf"sample.guidance_scale {scale} needs a model trained with .*set it"):
+            load_recipe(path, [f"sample.guidance_scale={scale}"])
+    unguided = load_recipe(path)
+    assert unguided.sample.guidance_scale == load_recipe(path, ["sample.guidance_scale=1"]).sample.guidance_scale == 1
+    assert load_recipe(write(tmp_path, unguided.model_dump(mode="json"))) == unguided
+    assert load_recipe(write(tmp_path, MINIMAL)).sample.guidance_scale == 3

@@ -23,6 +23,7 @@ from diptych.settings import (
     TrainConfig,
     VisionTowerConfig,
     VPiTConfig,
+    check_guidance,
 )
 
 HEEDED_BY: dict[str, tuple[str, ...]] = {
@@ -168,7 +169,18 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         print(f"note: {text}", file=sys.stderr)
     recipe = build_recipe(settings, origin=str(path))
     check_heeded(recipe, origin=str(path))
-    return recipe
+    return _settle_guidance(recipe, origin=str(path))
+
+
+def _settle_guidance(recipe: Recipe, *, origin: str) -> Recipe:
+    """Without guidance, written out, where a tower learns no drawing without its text. Raises ValueError where some was
+    asked for all the same."""
+    if recipe.method != "xfusion" or recipe.objective.text_cond_dropout_prob:
+        return recipe
+    if "guidance_scale" in recipe.sample.model_fields_set:
+        name, needs = f"{origin}: sample.guidance_scale", "objective.text_cond_dropout_prob"
+        check_guidance(name, recipe.sample.guidance_scale, is_trained=False, needs=needs)
+    return recipe.model_copy(update={"sample": recipe.sample.model_copy(update={"guidance_scale": 1.0})})
 
 
 def check_heeded(recipe: Recipe, *, origin: str = "recipe") -> None:

@@ -152,7 +152,9 @@ class SampleConfig(Settings):
     """The fixed grid drawn every `sample_every` steps, and the defaults of `diptych generate`."""
 
     prompts: tuple[str, ...] = ()
-    guidance_scale: float = 3.0
+    guidance_scale: float = Field(
+        default=3.0, description="of images to their text; 1, no guidance, where none is drawn without text in training"
+    )
     num_inference_steps: int = Field(default=30, gt=0)
     sampler: Literal["euler", "heun"] = "euler"
     seed: int = 0
@@ -361,3 +363,15 @@ class PixelDecoderConfig(Settings):
         if self.condition_dropout_prob is not None:
             return self.condition_dropout_prob
         return 0.7 if self.kind == "stable_diffusion" else 0.1
+
+
+def check_guidance(name: str, scale: float, *, is_trained: bool, needs: str) -> None:
+    """Raises ValueError for a guidance scale that is no number, or other than 1 where nothing was learnt without its
+    condition. `needs`: the setting that would have been above 0 in training."""
+    if not math.isfinite(scale):
+        raise ValueError(f"{name} must be a number, got {scale}")
+    if scale != 1.0 and not is_trained:
+        raise ValueError(
+            f"{name} {scale:g} needs a model trained with {needs} above 0; this one knows no image without its "
+            "condition: set it to 1"
+        )

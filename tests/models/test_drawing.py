@@ -23,6 +23,7 @@ FORMS = [
     [("text", 2), ("target", 1)],
 ]
 STEPS = 3
+EDITING = {"image_cond_dropout_prob": 0.1}
 
 
 def literal(model: Any, forms: list[Any], noise: Tensor, text: float, image: float) -> Tensor:
@@ -92,7 +93,7 @@ def test_forms_lose_text_then_images() -> None:
 
 
 def test_image_guidance_changes_an_edit_and_no_guidance_does_not() -> None:
-    morph = build_tiny_morph()
+    morph = build_tiny_morph(objective=EDITING)
     picture = Image.new("RGB", (8, 8), "red")
     request = [{"role": "user", "content": ["Make it blue.", picture]}]
 
@@ -114,7 +115,7 @@ def test_a_request_without_images_has_nothing_to_be_guided_to_by_images() -> Non
 
 
 def test_image_guidance_leaves_a_request_without_images_as_it_is_and_costs_it_nothing() -> None:
-    morph = build_tiny_morph()
+    morph = build_tiny_morph(objective=EDITING)
     ask = [{"role": "user", "content": "a cat"}]
     edit = [{"role": "user", "content": ["Make it blue.", Image.new("RGB", (8, 8), "red")]}]
     options: dict[str, Any] = {"generation_mode": "image", "negative_prompt": "ugly", "guidance_scale": 3.0}
@@ -134,10 +135,16 @@ def test_image_guidance_leaves_a_request_without_images_as_it_is_and_costs_it_no
 def test_guidance_that_nothing_was_learnt_for_is_refused() -> None:
     ask = [{"role": "user", "content": "a cat"}]
     untrained = build_tiny_morph(objective={"text_cond_dropout_prob": 0})
-    for name in ("guidance_scale", "image_guidance_scale"):
-        with pytest.raises(ValueError, match=rf"^{name} 2 needs a model trained with objective.text_cond_dropout_prob"):
-            untrained.generate(ask, **{name: 2.0})
     morph = build_tiny_morph()
+    textless = build_tiny_morph(objective={"text_cond_dropout_prob": 0, "image_cond_dropout_prob": 0.1})
+    for model, name, needs in (
+        (untrained, "guidance_scale", "text"),
+        (untrained, "image_guidance_scale", "text"),
+        (morph, "image_guidance_scale", "image"),
+        (textless, "image_guidance_scale", "text"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} 2 needs a model trained with objective.{needs}_cond_dropout_p"):
+            model.generate(ask, **{name: 2.0})
     with pytest.raises(ValueError, match="image_guidance_scale must be a number"):
         morph.generate(ask, image_guidance_scale=float("nan"))
     for other in (morph, untrained):

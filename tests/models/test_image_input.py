@@ -50,6 +50,7 @@ def build(folder: Path, *, autoencoder: Any = None, **settings: Any) -> XFusionT
     recipe = tiny_recipe(
         data={"sources": [{"path": str(folder / f"{name}.jsonl")} for name in ("draw", "read", "edit")]},
         cache_dir=str(folder / "cache"),
+        objective={"image_cond_dropout_prob": 0.1},
         **settings,
     )
     encoder = build_encoder() if recipe.image_input is not None else None
@@ -167,7 +168,7 @@ def test_only_what_is_drawn_becomes_latents_and_only_what_is_read_features(
     recipe = tiny_recipe(
         data={"sources": [{"path": str(folder / "mixed.jsonl")}]},
         image_input={"image_encoder": str(folder / "encoder")},
-        objective={"text_cond_dropout_prob": 1e-9},
+        objective={"text_cond_dropout_prob": 1e-9, "image_cond_dropout_prob": 1e-9},
     )
     autoencoder, encoder = CountingAutoencoder(), build_encoder()
     num_read = []

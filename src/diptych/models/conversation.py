@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -124,18 +123,6 @@ def check_options(
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
     if temperature <= 0 or not 0 < top_p <= 1:
         raise ValueError("temperature must be above 0 and top_p in (0, 1]")
-
-
-def check_guidance(name: str, scale: float, *, is_trained: bool, needs: str) -> None:
-    """Raises ValueError for a guidance scale that is no number, or other than 1 where nothing was learnt without its
-    condition. `needs`: the setting that would have been above 0 in training."""
-    if not math.isfinite(scale):
-        raise ValueError(f"{name} must be a number, got {scale}")
-    if scale != 1.0 and not is_trained:
-        raise ValueError(
-            f"{name} {scale:g} needs a model trained with {needs} above 0; this one knows no image without its "
-            "condition: set it to 1"
-        )
 
 
 def _is_image_path(text: str) -> bool:

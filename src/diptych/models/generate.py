@@ -21,7 +21,6 @@ from diptych.models.conversation import (
     Ability,
     Conversation,
     Part,
-    check_guidance,
     check_options,
     read_conversation,
 )
@@ -32,6 +31,7 @@ from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.connector import reduce_tokens
 from diptych.sequence import ImageSpan
 from diptych.sequence import Sequence as Stream
+from diptych.settings import check_guidance
 
 
 class Morph:
@@ -117,7 +117,8 @@ class Morph:
         generation_mode: auto answers with text where the conversation holds an image, else with images. seed: of all
         conversations, or one for each; the noise of image k of a conversation derives from (seed, k) alone, and sampled
         text from the seed, so that batching changes nothing. guidance_scale: to the text; image_guidance_scale: to the
-        request's images, for editing (objective.image_cond_dropout_prob).
+        request's images, for editing. Each needs what it leads away from to have been learnt
+        (objective.text_cond_dropout_prob, image_cond_dropout_prob).
         Raises ValueError for options out of range and for a conversation without a user turn.
         """
         if visual_guidance_scale != 1.0:
@@ -130,12 +131,18 @@ class Morph:
             temperature=temperature,
             top_p=top_p,
         )
-        trained_without_text = self.recipe.objective.text_cond_dropout_prob > 0
+        learnt = self.recipe.objective
+        trained_without_text = learnt.text_cond_dropout_prob > 0
         if guidance_scale is None:
             guidance_scale = self.recipe.sample.guidance_scale if trained_without_text else 1.0
-        needs = "objective.text_cond_dropout_prob"
-        check_guidance("guidance_scale", guidance_scale, is_trained=trained_without_text, needs=needs)
-        check_guidance("image_guidance_scale", image_guidance_scale, is_trained=trained_without_text, needs=needs)
+        # Image guidance leads from no text and no images to no text (guided_forms).
+        for name, scale, without in (
+            ("guidance_scale", guidance_scale, ("text",)),
+            ("image_guidance_scale", image_guidance_scale, ("text", "image")),
+        ):
+            for part in without:
+                needs = f"{part}_cond_dropout_prob"
+                check_guidance(name, scale, is_trained=getattr(learnt, needs) > 0, needs=f"objective.{needs}")
         if negative_prompt and guidance_scale == 1.0:
             raise ValueError("negative_prompt is what guidance leads away from, and guidance_scale 1 is no guidance")
         seeds = conversation_seeds(seed, len(conversations))

@@ -22,7 +22,7 @@ from diptych.config import Recipe
 from diptych.data.images import image_to_tensor, tensor_to_image
 from diptych.diffusion.sampler import starting_noise
 from diptych.distributed import compute_device
-from diptych.models.conversation import Ability, check_guidance
+from diptych.models.conversation import Ability
 from diptych.models.flow_decoder import FlowDenoiser
 from diptych.models.morph_files import (
     CONFIG,
@@ -37,6 +37,7 @@ from diptych.models.morph_files import (
 from diptych.models.token_choice import conversation_seeds
 from diptych.nn.connector import reduce_tokens
 from diptych.nn.towers.pixel_transformer import PixelTransformer
+from diptych.settings import check_guidance
 
 OWN_FOLDER = "pixel_decoder"
 """Where in a VPiT morph's folder its pixel decoder lies."""

@@ -19,7 +19,6 @@ from diptych.models.conversation import (
     Ability,
     Conversation,
     Part,
-    check_guidance,
     check_options,
     parse_conversation,
 )
@@ -28,6 +27,7 @@ from diptych.models.token_choice import conversation_seeds, stop_ids
 from diptych.models.vpit import VPiT, shown_tokens
 from diptych.nn.connector import reduce_tokens
 from diptych.sequence import Sequence as Stream
+from diptych.settings import check_guidance
 
 LanguageState = Literal["base", "lora", "whole"]
 """What of the language model differs from the base: nothing, adapters beside it, or all of it."""

@@ -200,11 +200,9 @@ def collect_scores(
 
 
 def _sampling(morph: Any, recipe: Recipe) -> SampleConfig:
-    """As the recipe says, which need not be as the morph was saved; VPiT's images are sampled by its pixel decoder.
-    Without guidance where no drawing was learnt without its text."""
+    """As the recipe says, which need not be as the morph was saved; VPiT's images are sampled by its pixel decoder."""
     if recipe.method == "xfusion":
-        guided = recipe.objective.text_cond_dropout_prob > 0
-        return recipe.sample if guided else recipe.sample.model_copy(update={"guidance_scale": 1.0})
+        return recipe.sample
     if morph.pixel_decoder is None:
         raise ValueError("the demo shows drawn images, and this morph has no pixel decoder; set vpit.pixel_decoder")
     return morph.pixel_decoder.recipe.sample
