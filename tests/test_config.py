@@ -277,3 +277,12 @@ def test_guidance_that_a_tower_does_not_learn_is_refused_where_it_is_asked_for(t
     assert unguided.sample.guidance_scale == load_recipe(path, ["sample.guidance_scale=1"]).sample.guidance_scale == 1
     assert load_recipe(write(tmp_path, unguided.model_dump(mode="json"))) == unguided
     assert load_recipe(write(tmp_path, MINIMAL)).sample.guidance_scale == 3
+
+
+def test_a_grid_of_nothing_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL | {"train": {"sample_every": 5}})
+    with pytest.raises(ValueError, match=r"recipe.yaml: train.sample_every 5 draws sample.prompts, and there are none"):
+        load_recipe(path)
+    load_recipe(path, ["sample.prompts=[Draw.]"])
+    load_recipe(path, ["train.sample_every=null"])
+    load_recipe(path, ["method=vpit"])  # which is measured then, too

@@ -148,7 +148,8 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     method vpit are translated, with a note on stderr (key_aliases.py).
 
     Raises ValueError that names the file and the key: a missing file, broken YAML, an unknown key (with the
-    nearest known one), a value of the wrong type, a setting that the method does not heed.
+    nearest known one), a value of the wrong type, a setting that the method does not heed, guidance that it does not
+    learn, a grid of no prompts.
     """
     path = Path(path)
     if not path.is_file():
@@ -169,6 +170,11 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
         print(f"note: {text}", file=sys.stderr)
     recipe = build_recipe(settings, origin=str(path))
     check_heeded(recipe, origin=str(path))
+    if recipe.method == "xfusion" and recipe.train.sample_every and not recipe.sample.prompts:
+        raise ValueError(
+            f"{path}: train.sample_every {recipe.train.sample_every} draws sample.prompts, and there are none; add "
+            "some, or set train.sample_every to null"
+        )
     return _settle_guidance(recipe, origin=str(path))
 
 

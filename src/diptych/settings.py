@@ -151,7 +151,7 @@ class ImageInputConfig(Settings):
 class SampleConfig(Settings):
     """The fixed grid drawn every `sample_every` steps, and the defaults of `diptych generate`."""
 
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = Field(default=(), description="of the grid; drawn only where train.sample_every is set")
     guidance_scale: float = Field(
         default=3.0, description="of images to their text; 1, no guidance, where none is drawn without text in training"
     )
