@@ -52,8 +52,8 @@ def test_states_of_every_block_of_each_image_alone(design: dict[str, Any]) -> No
     alone = tower_states(morph, images[1:2])
     for name, value in states.items():
         torch.testing.assert_close(value[1:2], alone[name], atol=1e-5, rtol=1e-5)
-    noised = tower_states(morph, images, noise=0.8)
-    assert torch.equal(noised["latents"], states["latents"])
+    noised, noise = (tower_states(morph, images, noise=time) for time in (0.8, 1.0))
+    torch.testing.assert_close(noised["latents"], 0.2 * states["latents"] + 0.8 * noise["latents"])
     assert not torch.allclose(noised["layer 0"], states["layer 0"])
     assert not morph.model.vision_tower.blocks[0]._forward_hooks
 

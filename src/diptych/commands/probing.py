@@ -13,7 +13,7 @@ def probe(
     morph: Annotated[str, typer.Argument(metavar="MORPH", help="A morph of method xfusion: folder, name or Hub id.")],
     data: Annotated[Path, typer.Option(help="A built emoji set.")] = Path("data/emoji"),
     label: Annotated[str, typer.Option(help="What is told from an image: group, subgroup, style.")] = "group",
-    noise: Annotated[float, typer.Option(min=0, max=1, help="Time that images are noised to; 0: clean.")] = 0.0,
+    noise: Annotated[float, typer.Option(min=0, max=1, help="Time that the latents are noised to; 0: clean.")] = 0.0,
     num: Annotated[int | None, typer.Option(min=50, help="So many images at most.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split and the noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the scores.")] = None,

@@ -28,7 +28,8 @@ LABELS = ("group", "subgroup", "style")
 
 @torch.no_grad()
 def tower_states(morph: Any, images: Tensor, *, noise: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
-    """Images [N, 3, S, S] in -1..1 -> "latents" [N, C h w], and "layer K" [N, w] behind the block beside layer K.
+    """Images [N, 3, S, S] in -1..1 -> "latents" [N, C h w] as the tower gets them, which is the baseline, and "layer K"
+    [N, w] behind the block beside layer K.
 
     noise: time that the latents are noised to, 0 (clean) to 1. Raises ValueError out of that range, and for a morph
     without a vision tower.
@@ -52,7 +53,7 @@ def tower_states(morph: Any, images: Tensor, *, noise: float = 0.0, seed: int = 
     packed = pack([Stream((span,), draw=draw) for draw, span in enumerate(spans)])
     plan = model.plan(packed).to(morph.device)
     batch = packed.to(morph.device)
-    states = {"latents": latents.flatten(1).cpu()}
+    states = {"latents": noised.flatten(1).float().cpu()}
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
