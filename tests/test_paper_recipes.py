@@ -114,3 +114,15 @@ def test_xfusion_trains_a_copy_of_every_layer(size: str, layers: int, language: 
     assert recipe.sample.guidance_scale == 5.5
     draw, read = recipe.data.sources
     assert (draw.weight, read.weight) == (2, 1)
+
+
+def test_inspect_knows_the_encoder_of_the_alignment_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the recipe's header writes it, with no network."""
+    monkeypatch.setattr("diptych.backbones.skeletons.fetch_file", lambda *_: pytest.fail("something was fetched"))
+    path = PAPER / "xfusion-1b.yaml"
+    header = next(line for line in path.read_text(encoding="utf-8").splitlines() if "alignment study:" in line)
+    overrides = header.partition("study:")[2].split()
+    assert len(overrides) == 3
+    result = CliRunner().invoke(app, ["inspect", str(path), *overrides, "--gflops", "400000"])
+    assert result.exit_code == 0, result.stderr
+    assert "303 M" in next(line for line in result.stdout.splitlines() if "image encoder of alignment" in line)

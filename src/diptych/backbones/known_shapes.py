@@ -55,6 +55,16 @@ ENCODER_SHAPES: dict[str, dict[str, Any]] = {
         "image_size": 384,
         "patch_size": 14,
     },
+    "openai/clip-vit-large-patch14": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "projection_dim": 768,
+    },
 }
 
 DIFFUSION_SHAPES: dict[str, dict[str, dict[str, Any]]] = {
