@@ -1,4 +1,4 @@
-"""X-Fuse-proj's promise at small scale: a diffusion transformer that already draws, as the vision tower.
+"""A diffusion transformer that already draws, as the vision tower: dual, with maps between the widths, without X-Fuse.
 
     python bench/pretrained_tower.py data/emoji --minutes 4 --pretrain-minutes 6 --out runs/pretrained-tower
 

@@ -134,7 +134,11 @@ class AlignmentConfig(Settings):
     image_encoder: str
     encoder_layer: int | None = Field(default=None, description="as vpit.encoder_layer")
     encoder_image_size: int | None = Field(default=None, gt=0)
-    layer: int = Field(default=8, ge=0, description="language-model layer beside which the aligned block stands")
+    layer: int = Field(
+        default=8,
+        ge=0,
+        description="the output of the vision block beside this language-model layer, counted from 0, is aligned",
+    )
     weight: float = Field(default=0.5, ge=0, description="0: a control of the same cost, drawn to nothing")
     projector: Literal["linear", "mlp3"] = "linear"
 

@@ -64,7 +64,7 @@ class Morph:
 
     @property
     def language_model(self) -> Any:
-        """The Hugging Face model, untouched."""
+        """The Hugging Face model: the base LLM untouched, but of a single tower, which is its own layers, trained."""
         return self.language.model
 
     @property
@@ -84,7 +84,8 @@ class Morph:
         return hashes if self.encoder is None else hashes | {"image_encoder": self.encoder.hash}
 
     def text_logits(self, input_ids: Tensor) -> Tensor:
-        """Logits [B, T, vocabulary] of text alone: the language model's own, bit for bit."""
+        """Logits [B, T, vocabulary] of text alone: the language model's own, bit for bit. They are the base LLM's
+        unless the tower is single, which trains the language model itself."""
         with torch.no_grad():
             return self.language_model(input_ids=input_ids.to(self.device)).logits
 
