@@ -211,7 +211,8 @@ def _frozen_names(recipe: Recipe) -> dict[str, str]:
 
 
 def _check_before_loading(recipe: Recipe, *, whole: bool) -> None:
-    """Builds the model on the meta device, from configs alone; not `whole`: looks at the family of layers."""
+    """Builds the model on the meta device, from configs alone (not `whole`: looks at the family of layers), and
+    compares the recipe with that of the morph to start from."""
     name, trusted = recipe.language_model, recipe.trust_remote_code
     try:
         config = read_language_config(name, trust_remote_code=trusted)
