@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
+from diptych.backbones.skeletons import build_language_skeleton
 from diptych.config import Recipe, build_recipe
 from diptych.models.accounts.width_matching import match_widths
 from diptych.models.accounts.xfusion_account import account_xfusion
+from diptych.models.xfusion_building import is_copied
 
 
 @pytest.fixture
@@ -54,6 +56,36 @@ def test_costs_what_it_is_matched_to(language_folder: str, design: dict[str, Any
     assert cost(matched, measure) == pytest.approx(cost(build(language_folder), measure), rel=0.01)
     for name, value in design.items():
         assert getattr(matched.vision_tower, name) == value
+
+
+COPIES = [
+    ({"layer_design": "gated"}, "parameters"),
+    ({"layer_design": "projection"}, "parameters"),
+    ({}, "parameters"),
+    ({}, "compute"),
+    ({"hidden_size": 256, "num_attention_heads": 4}, "compute"),
+]
+
+
+@pytest.mark.parametrize(("design", "measure"), COPIES, ids=str)
+def test_a_tower_of_the_language_models_own_widths_is_its_copy(
+    language_folder: str, design: dict[str, Any], measure: str
+) -> None:
+    """Copied and new layers are not compared with each other where they need not be."""
+    recipe = match_widths(build(language_folder, match=measure, **design))
+    language = build_language_skeleton(language_folder)
+    assert is_copied(recipe.vision_tower, language.config)
+    sizes = (recipe.vision_tower.hidden_size, recipe.vision_tower.intermediate_size)
+    assert sizes == (256, 640)
+    assert "copied from the language model" in account_xfusion(recipe).describe(1e9, measured=False)
+
+
+def test_a_matched_tower_has_the_language_models_queries_to_a_key(language_folder: str) -> None:
+    matched = match_widths(build(language_folder, x_fuse="both", match="compute")).vision_tower
+    assert matched.hidden_size != 256
+    assert matched.num_attention_heads is not None
+    assert matched.num_key_value_heads == max(1, matched.num_attention_heads // 2)
+    assert "new" in account_xfusion(build(language_folder, hidden_size=128)).describe(1e9, measured=False)
 
 
 def test_matches_another_tower(language_folder: str) -> None:

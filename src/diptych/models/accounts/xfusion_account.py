@@ -15,10 +15,11 @@ from diptych.models.accounts.fused_formulas import FROZEN, MAPS, TRAINED, fused_
 from diptych.models.accounts.meta_counting import count_encoder_flops, count_encoding_flops, count_parameters
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
 from diptych.models.fused import FusedXFusion
-from diptych.models.xfusion_building import XFusionModel, build_xfusion_skeleton
+from diptych.models.xfusion_building import XFusionModel, build_xfusion_skeleton, is_copied
 from diptych.nn.towers.vision_tower import VisionTower
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
+from diptych.settings import VisionTowerConfig
 
 
 def account_xfusion(
@@ -87,6 +88,7 @@ def account_xfusion(
             "keys and values, while writing": (_decoding_bytes(model), "per token"),
         },
         keeps_language=vision.layer_design != "single",
+        tower_start=_start_of(recipe.vision_tower, language.config),
         assumed=first.assumed,
         tokens=tokens,
     )
@@ -97,6 +99,17 @@ def _trained(vision: VisionTower) -> dict[str, int]:
     blocks = {f"vision tower, {len(vision.blocks)} blocks of width {vision.width}": count_parameters(vision.blocks)}
     ends = count_parameters(vision) - sum(blocks.values()) - sum(projector.values())
     return {**blocks, "image embedder, time and head": ends, **projector}
+
+
+def _start_of(tower: VisionTowerConfig, config: Any) -> str:
+    start = "copied from the language model" if is_copied(tower, config) else "new"
+    if tower.layer_design == "single":
+        start = "the language model's own"
+    if tower.diffusion_transformer is not None:
+        start = f"those of {tower.diffusion_transformer}"
+    if tower.init_from is not None:
+        start = f"those of morph {tower.init_from}" + (f", attention {start}" if tower.fresh_attention else "")
+    return start
 
 
 def _spent(costs: dict[str, Flops], share: float) -> dict[str, Flops]:
