@@ -21,9 +21,8 @@ def is_copy(**tower: Any) -> bool:
     morph = build_morph(recipe, language=LANGUAGE, autoencoder=FakeAutoencoder(), cached=False)
     theirs: Any = LANGUAGE.model.model.layers
     blocks: Any = morph.model.vision_tower.blocks
-    pairs = [
-        (block.layer.mlp.up_proj.weight, layer.mlp.up_proj.weight) for block, layer in zip(blocks, theirs, strict=True)
-    ]
+    both = zip((block.layer for block in blocks), theirs, strict=True)
+    pairs = [(own.mlp.up_proj.weight, other.mlp.up_proj.weight) for own, other in both]
     return all(own.shape == other.shape and torch.equal(own, other) for own, other in pairs)
 
 

@@ -10,13 +10,14 @@ def account_recipe(recipe: Recipe, *, assume_lengths: bool = False) -> RunAccoun
     """Reckons what `diptych train` of this recipe costs. No weights are loaded, and nothing is trained.
 
     Where the recipe's data is there its first samples are looked at; otherwise, and with `assume_lengths`, lengths are
-    assumed, and said to be.
+    assumed, and said to be. The account's recipe has the widths that were to be matched written out.
     Raises ValueError as building the model would: a family that cannot be routed, layers that do not exist ...
     """
     if recipe.method == "xfusion":
+        from diptych.models.accounts.width_matching import match_widths
         from diptych.models.accounts.xfusion_account import account_xfusion
 
-        return account_xfusion(recipe, assume_lengths=assume_lengths)
+        return account_xfusion(match_widths(recipe), assume_lengths=assume_lengths)
     if recipe.method == "vpit":
         from diptych.models.accounts.vpit_account import account_vpit
 
