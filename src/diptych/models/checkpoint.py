@@ -60,8 +60,9 @@ def build_morph(
     cached: bool = True,
 ) -> Morph:
     """An untrained morph of this recipe; widths that were to be matched are written out in the morph's own. `language`,
-    `autoencoder`, `encoder` (of `image_input`): in place of those that the recipe names. `transformer_config`: that of its diffusion transformer, whose weights are then not loaded.
-    `aligned_width`: of the features that the tower is aligned to, if the encoder need not be asked.
+    `autoencoder`, `encoder` (of `image_input`): in place of those that the recipe names. `transformer_config`: that of
+    its diffusion transformer, whose weights are then not loaded. `aligned_width`: of the features that the tower is
+    aligned to, if the encoder need not be asked.
 
     Raises ValueError for whatever is missing or does not fit, and for what the configs tell before any weights are
     fetched.

@@ -104,6 +104,11 @@ def test_says_what_cannot_be_matched(language_folder: str) -> None:
         match_widths(build(language_folder, hidden_size=2048, match="parameters"))
 
 
+def test_says_where_what_is_matched_to_cannot_be_built(language_folder: str) -> None:
+    with pytest.raises(ValueError, match=r"match_to, .*names layer 9, but .* has layers 0 to 1"):
+        match_widths(build(language_folder, match="compute", match_to={"layers": [0, 9]}))
+
+
 @pytest.mark.parametrize(
     ("tower", "said"),
     [
@@ -111,6 +116,11 @@ def test_says_what_cannot_be_matched(language_folder: str) -> None:
         ({"intermediate_size": 64, "match": "compute"}, "match chooses intermediate_size"),
         ({"match_to": {"layer_design": "gated"}}, "match_to needs vision_tower.match"),
         ({"match": "compute", "match_to": {"match": "compute"}}, "must not match anything else"),
+        ({"match": "compute", "match_to": {"init_from": "here"}}, "match_to.init_from: .*leave it out"),
+        ({"match": "compute", "match_to": {"init_from": "here", "fresh_attention": True}}, "match_to.init_from"),
+        ({"match": "compute", "match_to": {"layers": []}}, r"vision_tower.match_to: layers .*at least one; it is \[\]"),
+        ({"match": "compute", "match_to": {"layers": [2, 0]}}, r"vision_tower.match_to: layers .*it is \[2, 0\]"),
+        ({"layers": [-1, 0]}, r"vision_tower: layers .*it is \[-1, 0\]"),
     ],
 )
 def test_refuses_what_cannot_go_together(tower: dict[str, Any], said: str) -> None:

@@ -36,7 +36,10 @@ def match_widths(recipe: Recipe) -> Recipe:
     language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
     wanted = tower.match_to or VisionTowerConfig(patch_size=tower.patch_size, boundary_tokens=tower.boundary_tokens)
     cost = _cost_of(recipe, language)
-    target = cost(wanted)
+    try:
+        target = cost(wanted)
+    except ValueError as error:
+        raise ValueError(f"vision_tower.match_to, as the vision_tower of this recipe: {error}") from error
     config = language.config
     plain = tower.model_copy(update={"match": None, "match_to": None})
 
