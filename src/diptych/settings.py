@@ -58,7 +58,8 @@ class VisionTowerConfig(Settings):
         layers = self.layers
         if layers is not None and (not layers or list(layers) != sorted(set(layers)) or layers[0] < 0):
             raise ValueError(
-                f"layers must name layers of the language model, ascending from 0 up, at least one; it is {list(layers)}"
+                "layers must name layers of the language model, ascending from 0 up, at least one; it is "
+                f"{list(layers)}"
             )
         return self
 
