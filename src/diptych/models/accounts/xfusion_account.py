@@ -9,7 +9,7 @@ import torch
 from diptych.backbones.skeletons import build_encoder_skeleton, build_language_skeleton
 from diptych.config import Recipe
 from diptych.distributed import compute_device, resolve_dtype
-from diptych.models.accounts.first_streams import FirstStreams, find_tokenizer, first_streams
+from diptych.models.accounts.first_streams import FirstStreams, Nominal, find_tokenizer, first_streams
 from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
 from diptych.models.accounts.fused_formulas import FROZEN, MAPS, TRAINED, fused_step_flops, of_kind
 from diptych.models.accounts.meta_counting import count_encoder_flops, count_encoding_flops, count_parameters
@@ -23,7 +23,7 @@ from diptych.settings import VisionTowerConfig
 
 
 def account_xfusion(
-    recipe: Recipe, *, assume_lengths: bool = False, language: Any = None, first: FirstStreams | None = None
+    recipe: Recipe, *, nominal: Nominal | None = None, language: Any = None, first: FirstStreams | None = None
 ) -> RunAccount:
     """See `account_recipe`. `language`: a skeleton that is at hand; `first`: sequences, of as many image tokens."""
     if language is None:
@@ -38,7 +38,7 @@ def account_xfusion(
             find_tokenizer(recipe),
             num_image_tokens=vision.num_image_tokens,
             image=latent,
-            assume_lengths=assume_lengths,
+            nominal=nominal,
         )
     samples_per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     share = samples_per_step / len(first.streams)
