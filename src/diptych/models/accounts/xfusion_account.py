@@ -96,7 +96,9 @@ def account_xfusion(
 
 def _trained(vision: VisionTower) -> dict[str, int]:
     projector = {} if vision.alignment is None else {"alignment projector": count_parameters(vision.alignment)}
-    blocks = {f"vision tower, {len(vision.blocks)} blocks of width {vision.width}": count_parameters(vision.blocks)}
+    first: Any = vision.blocks[0]
+    width = first.layer.self_attn.q_proj.in_features  # a gated tower's, say, may differ from that of image states
+    blocks = {f"vision tower, {len(vision.blocks)} blocks of width {width}": count_parameters(vision.blocks)}
     ends = count_parameters(vision) - sum(blocks.values()) - sum(projector.values())
     return {**blocks, "image embedder, time and head": ends, **projector}
 
