@@ -132,16 +132,6 @@ class Recipe(Settings):
             raise ValueError("no loss has weight: give objective.ce_weight or objective.flow_weight more than 0")
         return self
 
-    @model_validator(mode="after")
-    def _layers_ascend(self) -> Recipe:
-        layers = self.vision_tower.layers
-        if layers is not None and (not layers or list(layers) != sorted(set(layers)) or layers[0] < 0):
-            raise ValueError(
-                f"vision_tower.layers names layers of the language model, from 0 up, ascending and at least one; it is "
-                f"{list(layers)}"
-            )
-        return self
-
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
     """Reads a YAML recipe and applies `key.sub=value` overrides (values are YAML). MetaMorph's names for settings of

@@ -54,6 +54,16 @@ class VisionTowerConfig(Settings):
     )
 
     @model_validator(mode="after")
+    def _layers_ascend(self) -> VisionTowerConfig:
+        layers = self.layers
+        if layers is not None and (not layers or list(layers) != sorted(set(layers)) or layers[0] < 0):
+            raise ValueError(
+                "layers must name layers of the language model, ascending from 0 up, at least one; it is "
+                f"{list(layers)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _matches(self) -> VisionTowerConfig:
         if self.match is None:
             if self.match_to is not None:
@@ -65,6 +75,10 @@ class VisionTowerConfig(Settings):
             raise ValueError("vision_tower.match chooses intermediate_size; leave one of the two out")
         if self.match_to is not None and self.match_to.match is not None:
             raise ValueError("vision_tower.match_to must not match anything else in its turn")
+        if self.match_to is not None and self.match_to.init_from is not None:
+            raise ValueError(
+                "vision_tower.match_to.init_from: a tower costs the same wherever its weights come from; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from diptych.backbones.skeletons import build_language_skeleton
 from diptych.backbones.tiny_language import build_tiny_language_model
 from diptych.config import Recipe, build_recipe
 from diptych.evaluate.design_cost import design_cost
@@ -35,11 +36,42 @@ def recipe_of(language: str, data: str = "none.jsonl", **tower: Any) -> Recipe:
 def test_designs_are_told_by_their_parameters_their_flops_and_their_bytes(language: str, design: str) -> None:
     recipe = recipe_of(language, layer_design=design)
     cost, account = design_cost(recipe), account_recipe(recipe).as_dict()
-    for key in ("parameters", "flops_per_token", "bytes_cached", "keeps_language"):
+    for key in ("parameters", "bytes_cached", "keeps_language"):
         assert cost[key] == account[key], key
-    assert set(cost["flops_per_token"]) == {"text token", "image token"}
-    assert cost["flops_per_token"]["image token"]["backward"] > 0
+    assert cost["drawing"]["flops_per_token"] == account["flops_per_token"]
+    for kind in ("drawing", "reading"):
+        assert set(cost[kind]["flops_per_token"]) == {"text token", "image token"}
+        assert cost[kind]["flops_per_token"]["image token"]["backward"] > 0
     assert cost["keeps_language"] == (design != "single")
+
+
+def test_what_the_frozen_language_model_costs_is_told_of_one_sample(language: str) -> None:
+    """A prompt goes through its layers once, before the drawing; text behind an image goes with it every time."""
+    recipe = recipe_of(language)
+    account, cost = account_recipe(recipe).as_dict(), design_cost(recipe)
+    samples = account["flops_per_step"]["samples"]
+    assert samples > 1
+    for name in ("frozen text", "latents"):
+        assert cost["drawing"]["flops_once"][name] * samples == pytest.approx(account["flops_once"][name])
+    assert "frozen text" not in cost["reading"]["flops_once"]
+    written, prompt = (cost[kind]["flops_per_token"]["text token"]["forward"] for kind in ("reading", "drawing"))
+    assert written > prompt + 2 * sum(
+        parameter.numel() for parameter in build_language_skeleton(language).model.layers[0].parameters()
+    )
+
+
+def test_a_morph_of_vpit_has_a_cost_too(language: str) -> None:
+    recipe = build_recipe(
+        {
+            "method": "vpit",
+            "output_dir": "none",
+            "language_model": language,
+            "data": {"sources": [{"path": "none.jsonl"}]},
+        }
+    )
+    cost = design_cost(recipe)
+    assert cost["keeps_language"] == account_recipe(recipe).keeps_language
+    assert cost["reading"]["flops_once"] == cost["drawing"]["flops_once"] != {}
 
 
 def test_the_data_decides_nothing(language: str, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,14 +43,12 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
 def _train_one(recipe: Settings) -> int:
     """Gives the exit code. Nothing holds the model when it returns."""
     from diptych.distributed import main_first
-    from diptych.models.accounts.width_matching import match_widths
     from diptych.models.registry import build_method
     from diptych.studies.training_record import train_with_record
 
     with main_first():  # the first to build fills the caches that the others then read
-        settings = match_widths(recipe)
-        method = build_method(settings)
-    return train_with_record(settings, method).exit_code
+        method: Any = build_method(recipe)
+    return train_with_record(method.recipe, method).exit_code
 
 
 def inspect(
@@ -71,12 +69,11 @@ def inspect(
     stages = expand_stages(load_recipe(recipe, overrides or []))
     from diptych.models.accounts.recipe_account import account_recipe
     from diptych.models.accounts.run_account import measure_matmul_rate
-    from diptych.models.accounts.width_matching import match_widths
 
     accounts = []
     for stage in stages:
-        settings = match_widths(stage)
-        account = account_recipe(settings)
+        account = account_recipe(stage)
+        settings = account.recipe
         rate = assume * 1e9 if assume is not None else measure_matmul_rate(account.dtype)
         if len(stages) > 1:
             print(f"stage that writes into {settings.output_dir}")

@@ -10,14 +10,24 @@ from diptych.models.accounts.recipe_account import account_recipe
 
 
 def design_cost(recipe: Recipe) -> dict[str, Any]:
-    """Parameters by part, trained and frozen; FLOPs of each kind of token, forward and backward; bytes of what is kept
-    of a token (keys and values). As `diptych inspect` says it, of one and the same drawing whatever was trained on.
+    """Parameters by part, trained and frozen; bytes of what is kept of a token (keys and values); and of a drawing and
+    of a reading, the same ones whatever was trained on (`of`): FLOPs of each kind of token, forward and backward, and
+    those of the sample that no training changes, spent once (`flops_once`). As `diptych inspect` says it.
 
     {"unknown": why} for a morph whose recipe names a model that is not to be had any more, and was given another way.
     """
     try:
-        account = account_recipe(recipe, assume_lengths=True).as_dict()
+        accounts = {kind: account_recipe(recipe, nominal=kind).as_dict() for kind in NOMINAL}
     except ValueError as error:
         return {"unknown": str(error)}
-    kept = ("parameters", "flops_per_token", "bytes_cached", "keeps_language")
-    return {key: account[key] for key in kept} | {"of": NOMINAL}
+    kept = ("parameters", "bytes_cached", "keeps_language")
+    return {key: accounts["drawing"][key] for key in kept} | {
+        kind: {
+            "of": NOMINAL[kind],
+            "flops_per_token": account["flops_per_token"],
+            "flops_once": {
+                name: flops / account["flops_per_step"]["samples"] for name, flops in account["flops_once"].items()
+            },
+        }
+        for kind, account in accounts.items()
+    }

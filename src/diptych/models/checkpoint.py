@@ -22,6 +22,7 @@ from diptych.backbones.skeletons import build_language_skeleton, read_language_c
 from diptych.backbones.vision import load_image_encoder
 from diptych.config import Recipe, build_recipe
 from diptych.distributed import compute_device
+from diptych.models.accounts.width_matching import match_widths
 from diptych.models.encoded_images import encoded_folder
 from diptych.models.generate import Morph
 from diptych.models.morph_files import (
@@ -77,13 +78,15 @@ def build_morph(
     aligned_width: int | None = None,
     cached: bool = True,
 ) -> Morph:
-    """An untrained morph of this recipe. `language`, `autoencoder`, `encoder` (of `image_input`): in place of those
-    that the recipe names. `transformer_config`: that of its diffusion transformer, whose weights are then not loaded.
-    `aligned_width`: of the features that the tower is aligned to, if the encoder need not be asked.
+    """An untrained morph of this recipe; widths that were to be matched are written out in the morph's own. `language`,
+    `autoencoder`, `encoder` (of `image_input`): in place of those that the recipe names. `transformer_config`: that of
+    its diffusion transformer, whose weights are then not loaded. `aligned_width`: of the features that the tower is
+    aligned to, if the encoder need not be asked.
 
     Raises ValueError for whatever is missing or does not fit, and for what the configs tell before any weights are
     fetched.
     """
+    recipe = match_widths(recipe)
     if language is None:
         _check_before_loading(recipe, whole=autoencoder is None)
     elif recipe.vision_tower.layer_design == "single":

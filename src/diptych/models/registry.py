@@ -7,7 +7,10 @@ from diptych.models.method import Method
 
 
 def build_method(recipe: Recipe) -> Method:
-    """Builds what a recipe trains, with its data. Raises ValueError for whatever of it is missing or does not fit."""
+    """Builds what a recipe trains, with its data. Raises ValueError for whatever of it is missing or does not fit.
+
+    Its `recipe` is the one that is trained: widths that were to be matched are written out in it.
+    """
     if recipe.method == "autoencoder":
         from diptych.models.autoencoder_training import AutoencoderTraining
 
@@ -24,4 +27,5 @@ def build_method(recipe: Recipe) -> Method:
     from diptych.models.checkpoint import build_morph
     from diptych.models.xfusion_training import XFusionTraining
 
-    return XFusionTraining(recipe, build_morph(recipe))
+    morph = build_morph(recipe)
+    return XFusionTraining(morph.recipe, morph)

@@ -11,6 +11,7 @@ from diptych.config import Recipe
 from diptych.data.packing import too_long_to_pack
 from diptych.data.samples import Sample
 from diptych.data.tokenize import build_sequence
+from diptych.models.accounts.width_matching import match_widths
 from diptych.models.training_sources import NO_IMAGE
 from diptych.models.xfusion_building import build_xfusion_skeleton
 from diptych.nn.boundary_tokens import add_boundary_tokens
@@ -31,7 +32,7 @@ def stream_builder(recipe: Recipe) -> tuple[Callable[[Sample], Sequence], Any] |
         boundary_ids = add_boundary_tokens(tokenizer, recipe.vpit.image_start, recipe.vpit.image_end)
     else:
         language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
-        model, _ = build_xfusion_skeleton(recipe, language)
+        model, _ = build_xfusion_skeleton(match_widths(recipe), language)
         num_image_tokens = model.vision_tower.num_image_tokens
 
     length = recipe.train.packing_length

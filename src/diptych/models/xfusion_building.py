@@ -22,6 +22,45 @@ from diptych.settings import AlignmentConfig, ImageInputConfig, VisionTowerConfi
 XFusionModel = XFusion | FusedXFusion
 
 
+WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+"""Of a tower's layers, by the names that settings and the language model's config have for them."""
+
+
+def is_copied(tower: VisionTowerConfig, config: Any) -> bool:
+    """Whether such a tower's layers start as copies of those of a language model of this config: where no other width
+    is given than the language model's own. (The single tower's are the language model's themselves.)"""
+    if tower.diffusion_transformer is not None:
+        return False
+    return all(getattr(tower, name) in (None, getattr(config, name)) for name in WIDTHS)
+
+
+def tower_widths(tower: VisionTowerConfig, config: Any) -> dict[str, int]:
+    """The WIDTHS of such a tower, beside a language model of this config: its own for a tower that is copied from it.
+
+    Raises ValueError for sizes that do not divide.
+    """
+    own = {name: int(getattr(config, name)) for name in WIDTHS}
+    if is_copied(tower, config):
+        return own
+    hidden = tower.hidden_size or own["hidden_size"]
+    sizes = {"hidden_size": hidden, "intermediate_size": tower.intermediate_size or 4 * hidden}
+    if tower.layer_design == "projection":  # one attention over both towers
+        return own | sizes
+    heads = tower.num_attention_heads or max(1, hidden // 64)
+    key_value_heads = tower.num_key_value_heads or heads
+    if hidden % heads or heads % key_value_heads or (hidden // heads) % 2:
+        raise ValueError(
+            f"vision_tower.hidden_size {hidden} must be an even multiple of num_attention_heads {heads}, and the heads "
+            f"a multiple of num_key_value_heads {key_value_heads}"
+        )
+    return sizes | {"num_attention_heads": heads, "num_key_value_heads": key_value_heads}
+
+
+def measure_head_dim(config: Any) -> int:
+    """Width of one attention head of a language model."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def build_xfusion(
     recipe: Recipe,
     language_model: Any,
@@ -54,47 +93,26 @@ def build_xfusion(
             f"image_size {recipe.image_size} is not a multiple of {downsampling * tower.patch_size} "
             f"(the autoencoder's {downsampling} times vision_tower.patch_size {tower.patch_size})"
         )
-    if pretrained is not None:
+    if pretrained is None:
+        widths = tower_widths(tower, config)
+    else:
         _check_pretrained(pretrained, tower, num_layers=len(layers), latent_channels=latent_channels)
-    hidden = tower.hidden_size or config.hidden_size
-    symmetric = hidden == config.hidden_size and not (
-        tower.intermediate_size or tower.num_attention_heads or tower.num_key_value_heads
-    )
-    projection = tower.layer_design == "projection"
-    if projection:
-        symmetric = hidden == config.hidden_size and not tower.intermediate_size
-    heads = tower.num_attention_heads or (config.num_attention_heads if symmetric else max(1, hidden // 64))
-    key_value_heads = tower.num_key_value_heads or (config.num_key_value_heads if symmetric else heads)
-    head_dim = None
-    if projection:
-        heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if not symmetric and not projection and (hidden % heads or heads % key_value_heads or (hidden // heads) % 2):
-        raise ValueError(
-            f"vision_tower.hidden_size {hidden} must be an even multiple of num_attention_heads {heads}, and the heads "
-            f"a multiple of num_key_value_heads {key_value_heads}"
-        )
-    intermediate = tower.intermediate_size or (config.intermediate_size if symmetric else 4 * hidden)
-    if pretrained is not None:
-        symmetric, hidden, intermediate = False, pretrained.width, pretrained.mlp_width
-        heads = key_value_heads = pretrained.num_heads
+        sizes = (pretrained.width, pretrained.mlp_width, pretrained.num_heads, pretrained.num_heads)
+        widths = dict(zip(WIDTHS, sizes, strict=True))
     vision_tower = VisionTower(
         language_model,
         layers=layers,
         latent_channels=latent_channels,
         latent_size=recipe.image_size // downsampling,
         patch_size=tower.patch_size,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
+        **widths,
         adaln=tower.time_conditioning == "adaln",
         boundary_tokens=tower.boundary_tokens,
-        copy_layers=symmetric,
+        copy_layers=is_copied(tower, config),
         text_pooling=tower.text_pooling,
         layer_design=tower.layer_design,
         x_fuse=tower.x_fuse,
-        head_dim=head_dim,
+        head_dim=measure_head_dim(config) if tower.layer_design == "projection" else None,
         pretrained=pretrained,
     )
     if recipe.image_input is not None:

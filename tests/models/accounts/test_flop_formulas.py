@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from diptych.models.accounts.flop_formulas import frozen_text_flops, measure_layer, step_flops
 from diptych.models.accounts.fused_formulas import FROZEN, TRAINED, fused_step_flops, of_kind
 from diptych.models.accounts.run_account import Flops
+from diptych.models.checkpoint import build_morph
 from diptych.models.fused import FusedXFusion
 from diptych.sequence import pack
-from tiny_xfusion import build_language, build_streams, build_xfusion, noise_of
+from tiny_diffusion_transformers import build_dit, build_sd3
+from tiny_xfusion import FakeAutoencoder, build_language, build_streams, build_xfusion, noise_of, tiny_recipe
 
 DRAW = [("text", 12), ("target", 1)]
 READ = [("text", 3), ("context", 1), ("text", 5), ("answer", 4)]
 EDIT = [("text", 4), ("context", 1), ("text", 6), ("target", 1)]
+ANSWER = [("text", 4), ("answer", 3), ("target", 1)]
+SHAPES = {"draw": DRAW, "read": READ, "edit": EDIT, "answer and draw": ANSWER}
+X_FUSE: list[dict[str, Any]] = [{}, {"x_fuse": "text"}, {"x_fuse": "image"}, {"x_fuse": "both"}]
+OTHERS: list[dict[str, Any]] = [{"layer_design": "gated"}, {"layer_design": "projection"}]
+EVERY = (0, 1, 2, 3)
+CASES = [(design, layers, own) for design in X_FUSE for layers in (EVERY, (1, 3)) for own in (True, False)]
+CASES += [(design, EVERY, own) for design in OTHERS for own in (True, False)]
+CASES += [({"layer_design": "single"}, EVERY, True)]
+"""Layer design, layers, whether of the language model's widths."""
 
 
 def count(
@@ -47,41 +59,33 @@ def count(
     )
 
 
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "narrow"])
-@pytest.mark.parametrize("shape", [DRAW, READ, EDIT], ids=["draw", "read", "edit"])
-def test_formulas_equal_the_counter(shape: list[tuple[str, int]], symmetric: bool) -> None:
-    language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
-    model = build_xfusion(symmetric=symmetric, language=language, text_pooling=not symmetric)
+def check(model: Any, shape: list[tuple[str, int]]) -> None:
     forward, backward, frozen, parts, frozen_formula = count(model, [shape] * 4)
     assert sum(part.forward for part in parts.values()) == pytest.approx(forward, rel=0.03)
     assert sum(part.backward for part in parts.values()) == pytest.approx(backward, rel=0.03)
     assert frozen_formula == pytest.approx(frozen, rel=0.03)
 
 
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "narrow"])
-@pytest.mark.parametrize("shape", [DRAW, READ, EDIT], ids=["draw", "read", "edit"])
-@pytest.mark.parametrize(
-    "design",
-    [
-        {"x_fuse": "text"},
-        {"x_fuse": "image"},
-        {"x_fuse": "both"},
-        {"layer_design": "gated"},
-        {"layer_design": "projection"},
-        {"layer_design": "single"},
-    ],
-    ids=lambda design: "-".join(design.values()),
-)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("design", "layers", "symmetric"), CASES, ids=str)
 def test_formulas_of_every_design_equal_the_counter(
-    design: dict[str, Any], shape: list[tuple[str, int]], symmetric: bool
+    design: dict[str, Any], layers: tuple[int, ...], symmetric: bool, shape: list[tuple[str, int]]
 ) -> None:
-    if design.get("layer_design") == "single" and not symmetric:
-        return
     language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
-    model = build_xfusion(symmetric=symmetric, language=language, layers=(0, 1, 2, 3), **design)
-    forward, backward, _, parts, _ = count(model, [shape] * 4)
-    assert sum(part.forward for part in parts.values()) == pytest.approx(forward, rel=0.03)
-    assert sum(part.backward for part in parts.values()) == pytest.approx(backward, rel=0.03)
+    pooled = not symmetric
+    check(build_xfusion(symmetric=symmetric, language=language, layers=layers, text_pooling=pooled, **design), shape)
+
+
+@pytest.mark.parametrize("x_fuse", ["none", "text", "image", "both"])
+@pytest.mark.parametrize("network", [build_dit, build_sd3])
+def test_formulas_of_a_diffusion_transformer_equal_the_counter(network: Any, x_fuse: str, tmp_path: Path) -> None:
+    network().save_pretrained(tmp_path)
+    tower = {"layers": [0, 2], "time_conditioning": "adaln", "boundary_tokens": False, "patch_size": 2}
+    recipe = tiny_recipe(vision_tower=tower | {"diffusion_transformer": str(tmp_path), "x_fuse": x_fuse})
+    morph = build_morph(recipe, language=build_language(), autoencoder=FakeAutoencoder(), cached=False)
+    for shape in SHAPES.values():
+        check(morph.model, shape)
+        morph.model.zero_grad()
 
 
 @pytest.mark.parametrize("shape", [DRAW, READ, EDIT], ids=["draw", "read", "edit"])

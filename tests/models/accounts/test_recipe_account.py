@@ -10,7 +10,6 @@ import pytest
 
 from diptych.config import load_recipe
 from diptych.models.accounts.recipe_account import account_recipe
-from diptych.models.accounts.width_matching import match_widths
 from diptych.stages import expand_stages
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -19,7 +18,7 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_accounted_for(path: Path) -> None:
     for stage in expand_stages(load_recipe(path)):
-        account = account_recipe(match_widths(stage))
+        account = account_recipe(stage)
         assert account.step.total > 0
         assert sum(account.trained.values()) > 0
         assert "one step" in account.describe(1e12, measured=False)

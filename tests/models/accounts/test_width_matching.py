@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
+from diptych.backbones.skeletons import build_language_skeleton
 from diptych.config import Recipe, build_recipe
 from diptych.models.accounts.width_matching import match_widths
 from diptych.models.accounts.xfusion_account import account_xfusion
+from diptych.models.xfusion_building import is_copied
 
 
 @pytest.fixture
@@ -56,6 +58,36 @@ def test_costs_what_it_is_matched_to(language_folder: str, design: dict[str, Any
         assert getattr(matched.vision_tower, name) == value
 
 
+COPIES = [
+    ({"layer_design": "gated"}, "parameters"),
+    ({"layer_design": "projection"}, "parameters"),
+    ({}, "parameters"),
+    ({}, "compute"),
+    ({"hidden_size": 256, "num_attention_heads": 4}, "compute"),
+]
+
+
+@pytest.mark.parametrize(("design", "measure"), COPIES, ids=str)
+def test_a_tower_of_the_language_models_own_widths_is_its_copy(
+    language_folder: str, design: dict[str, Any], measure: str
+) -> None:
+    """Copied and new layers are not compared with each other where they need not be."""
+    recipe = match_widths(build(language_folder, match=measure, **design))
+    language = build_language_skeleton(language_folder)
+    assert is_copied(recipe.vision_tower, language.config)
+    sizes = (recipe.vision_tower.hidden_size, recipe.vision_tower.intermediate_size)
+    assert sizes == (256, 640)
+    assert "copied from the language model" in account_xfusion(recipe).describe(1e9, measured=False)
+
+
+def test_a_matched_tower_has_the_language_models_queries_to_a_key(language_folder: str) -> None:
+    matched = match_widths(build(language_folder, x_fuse="both", match="compute")).vision_tower
+    assert matched.hidden_size != 256
+    assert matched.num_attention_heads is not None
+    assert matched.num_key_value_heads == max(1, matched.num_attention_heads // 2)
+    assert "new" in account_xfusion(build(language_folder, hidden_size=128)).describe(1e9, measured=False)
+
+
 def test_matches_another_tower(language_folder: str) -> None:
     narrow = {"hidden_size": 128, "intermediate_size": 512}
     matched = match_widths(build(language_folder, layer_design="gated", match="parameters", match_to=narrow))
@@ -72,6 +104,11 @@ def test_says_what_cannot_be_matched(language_folder: str) -> None:
         match_widths(build(language_folder, hidden_size=2048, match="parameters"))
 
 
+def test_says_where_what_is_matched_to_cannot_be_built(language_folder: str) -> None:
+    with pytest.raises(ValueError, match=r"match_to, .*names layer 9, but .* has layers 0 to 1"):
+        match_widths(build(language_folder, match="compute", match_to={"layers": [0, 9]}))
+
+
 @pytest.mark.parametrize(
     ("tower", "said"),
     [
@@ -79,6 +116,11 @@ def test_says_what_cannot_be_matched(language_folder: str) -> None:
         ({"intermediate_size": 64, "match": "compute"}, "match chooses intermediate_size"),
         ({"match_to": {"layer_design": "gated"}}, "match_to needs vision_tower.match"),
         ({"match": "compute", "match_to": {"match": "compute"}}, "must not match anything else"),
+        ({"match": "compute", "match_to": {"init_from": "here"}}, "match_to.init_from: .*leave it out"),
+        ({"match": "compute", "match_to": {"init_from": "here", "fresh_attention": True}}, "match_to.init_from"),
+        ({"match": "compute", "match_to": {"layers": []}}, r"vision_tower.match_to: layers .*at least one; it is \[\]"),
+        ({"match": "compute", "match_to": {"layers": [2, 0]}}, r"vision_tower.match_to: layers .*it is \[2, 0\]"),
+        ({"layers": [-1, 0]}, r"vision_tower: layers .*it is \[-1, 0\]"),
     ],
 )
 def test_refuses_what_cannot_go_together(tower: dict[str, Any], said: str) -> None:

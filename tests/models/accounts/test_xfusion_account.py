@@ -92,6 +92,28 @@ def test_designs_are_compared_by_the_cost_of_a_token_and_by_all_parameters(
     assert "all, of each text token" in told
 
 
+@pytest.mark.parametrize("design", [{}, {"layer_design": "gated"}, {"layer_design": "projection"}], ids=str)
+def test_blocks_are_told_by_their_own_width(design: dict[str, Any], tmp_path: Path) -> None:
+    account = account_of(tmp_path, {"hidden_size": 16, "intermediate_size": 40} | design)
+    assert "vision tower, 2 blocks of width 16" in account.trained
+
+
+@pytest.mark.parametrize(
+    ("tower", "said"),
+    [
+        ({}, "copied from the language model"),
+        ({"hidden_size": 32, "intermediate_size": 64}, "copied from the language model"),
+        ({"hidden_size": 16}, "new"),
+        ({"layer_design": "single"}, "the language model's own"),
+        ({"init_from": "runs/a"}, "those of morph runs/a"),
+        ({"init_from": "runs/a", "fresh_attention": True}, "those of morph runs/a, attention copied from the language"),
+    ],
+    ids=str,
+)
+def test_it_is_said_where_the_layers_come_from(tower: dict[str, Any], said: str, tmp_path: Path) -> None:
+    assert f"vision tower: its layers are {said}" in account_of(tmp_path, tower).describe(1e9, measured=False)
+
+
 @pytest.mark.parametrize("design", ["dual", "single"])
 def test_the_guarantee_is_said_as_it_is(design: str, tmp_path: Path) -> None:
     account = account_of(tmp_path, {"layer_design": design})

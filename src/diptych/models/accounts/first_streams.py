@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -19,7 +19,12 @@ from diptych.data.tokenize import build_sequence
 from diptych.sequence import ImageSpan, Sequence, TextSpan
 
 NOMINAL_TEXT_TOKENS = 24
-NOMINAL = f"{NOMINAL_TEXT_TOKENS} text tokens, then an image to draw"
+Nominal = Literal["drawing", "reading"]
+NOMINAL: dict[Nominal, str] = {
+    "drawing": f"{NOMINAL_TEXT_TOKENS} text tokens, then an image to draw",
+    "reading": f"an image, then {NOMINAL_TEXT_TOKENS} text tokens to write",
+}
+"""Samples of lengths that are assumed."""
 NUM_LOOKED_AT = 256
 
 
@@ -49,16 +54,17 @@ def first_streams(
     num_image_tokens: int,
     image: Tensor,
     boundary_ids: tuple[int, int] | None = None,
-    assume_lengths: bool = False,
+    nominal: Nominal | None = None,
 ) -> FirstStreams:
-    """`image` stands for every image. Without a tokenizer or data, or by `assume_lengths`: text, then an image to
-    draw."""
+    """`image` stands for every image. `nominal`: this sample alone, again and again; without a tokenizer or data it is
+    the drawing."""
     micro = recipe.train.per_device_train_batch_size
-    reason = None if assume_lengths else _what_lacks(recipe, tokenizer)
-    if assume_lengths or reason is not None:
-        drawing = _nominal(num_image_tokens, image, boundary_ids)
-        assumed = NOMINAL if reason is None else f"{NOMINAL}, since {reason}"
-        return FirstStreams([replace(drawing, draw=draw) for draw in range(micro)], micro, assumed)
+    reason = None if nominal is not None else _what_lacks(recipe, tokenizer)
+    if nominal is not None or reason is not None:
+        nominal = nominal or "drawing"
+        sequence = _build_nominal(nominal, num_image_tokens, image, boundary_ids)
+        assumed = NOMINAL[nominal] + ("" if reason is None else f", since {reason}")
+        return FirstStreams([replace(sequence, draw=draw) for draw in range(micro)], micro, assumed)
     sources = open_sources(recipe.data)
     build = _builder(recipe, tokenizer, num_image_tokens, image, boundary_ids)
     mixture = build_mixture(
@@ -87,13 +93,16 @@ def _what_lacks(recipe: Recipe, tokenizer: Any) -> str | None:
     return f"{recipe.language_model} is not fetched" if tokenizer is None else None
 
 
-def _nominal(num_image_tokens: int, image: Tensor, boundary_ids: tuple[int, int] | None) -> Sequence:
-    text = TextSpan((0,) * NOMINAL_TEXT_TOKENS, (False,) * NOMINAL_TEXT_TOKENS)
-    target = ImageSpan(image, num_image_tokens, is_target=True)
-    if boundary_ids is None:
-        return Sequence((text, target))
-    start, end = (TextSpan((token,), (True,)) for token in boundary_ids)
-    return Sequence((text, start, target, end))
+def _build_nominal(
+    nominal: Nominal, num_image_tokens: int, image: Tensor, boundary_ids: tuple[int, int] | None
+) -> Sequence:
+    is_drawn = nominal == "drawing"
+    text = TextSpan((0,) * NOMINAL_TEXT_TOKENS, (not is_drawn,) * NOMINAL_TEXT_TOKENS)
+    spans: tuple[TextSpan | ImageSpan, ...] = (ImageSpan(image, num_image_tokens, is_target=is_drawn),)
+    if boundary_ids is not None:
+        start, end = (TextSpan((token,), (is_drawn,)) for token in boundary_ids)
+        spans = (start, *spans, end)
+    return Sequence((text, *spans) if is_drawn else (*spans, text))
 
 
 def _builder(

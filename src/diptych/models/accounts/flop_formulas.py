@@ -84,7 +84,8 @@ def frozen_text_flops(model: XFusionModel, batch: Batch, plan: RoutingPlan) -> F
     first, last = model.vision_tower.layers[0], model.vision_tower.layers[-1]
     samples = batch.sample_ids
     total = Flops()
-    before_live = torch.cat((plan.live_prefix, plan.live))
+    with_live = torch.isin(samples[plan.live_prefix], samples[plan.live])
+    before_live = torch.cat((plan.live_prefix[with_live], plan.live))
     # What live text reads of a sample holds what images read of it, where both read the same.
     both = [
         sample

@@ -159,7 +159,7 @@ def _add_block(
     _pass(total, TRAINED, in_vision, modulation, is_read=is_read)
     for kind in kinds:
         if not kind.is_image:
-            _map(total, kind, block.text_in)
+            _map(total, kind, block.text_in, is_used=is_read)
             if kind.groups is not None:
                 _map(total, kind, block.text_back)
 
@@ -178,7 +178,9 @@ def _pass(
         wanted, trained = run.has_gradient and is_read, run.is_trained and is_read
         _add(total, name, linear_flops(run.num, size.key_value, input_gradient=wanted, weight_gradient=trained))
         if run.images and modulation is not None:
-            _add(total, name, linear_flops(run.images, modulation.weight.numel()))
+            used = is_read or (run.groups is not None and run.is_used)
+            weights = modulation.weight.numel()
+            _add(total, name, linear_flops(run.images, weights, input_gradient=used, weight_gradient=used))
         if run.groups is None:
             continue
         wanted, trained = run.has_gradient and run.is_used, run.is_trained and run.is_used

@@ -62,7 +62,8 @@ class RunAccount:
 
     trained, frozen: parameters by part. once: FLOPs of what is computed for one step's samples when they are first met,
     and then cached. cached: bytes of that, by name, and for what ("per text token"). keeps_language: whether
-    text alone stays bit for bit what the base language model makes of it; None: there is none. tokens: of one step, by
+    text alone stays bit for bit what the base language model makes of it; None: there is none. tower_start: where the
+    vision tower's layers come from; None: there is no tower. tokens: of one step, by
     kind, where all that a token costs can be told by it.
     """
 
@@ -75,6 +76,7 @@ class RunAccount:
     once: dict[str, Flops] = field(default_factory=dict)
     cached: dict[str, tuple[int, str]] = field(default_factory=dict)
     keeps_language: bool | None = None
+    tower_start: str | None = None
     assumed: str | None = None
     tokens: dict[str, float] = field(default_factory=dict)
 
@@ -123,6 +125,7 @@ class RunAccount:
             "bytes": {"trained": self.trained_bytes, "frozen": self.frozen_bytes},
             "bytes_cached": {name: {"bytes": size, "of": per} for name, (size, per) in self.cached.items()},
             "keeps_language": self.keeps_language,
+            "tower_start": self.tower_start,
             "assumed": self.assumed,
         }
 
@@ -139,6 +142,8 @@ class RunAccount:
                 if self.keeps_language
                 else "  language: NOT kept; layers of the language model itself are trained"
             )
+        if self.tower_start is not None:
+            lines.append(f"  vision tower: its layers are {self.tower_start}")
         assumed = f" (assumed: {self.assumed})" if self.assumed else ""
         lines.append(f"FLOPs of one step of {self.samples_per_step} samples{assumed}")
         lines.append(_row("", "forward", "backward", "forward + backward, of each token"))

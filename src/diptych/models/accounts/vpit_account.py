@@ -10,7 +10,7 @@ import torch
 from diptych.backbones.skeletons import build_encoder_skeleton, build_language_skeleton
 from diptych.config import Recipe
 from diptych.distributed import compute_device, resolve_dtype
-from diptych.models.accounts.first_streams import find_tokenizer, first_streams
+from diptych.models.accounts.first_streams import Nominal, find_tokenizer, first_streams
 from diptych.models.accounts.meta_counting import count_encoder_flops, count_flops, count_parameters
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
 from diptych.models.vpit import VPiT, build_rows, find_supervision
@@ -19,7 +19,7 @@ from diptych.nn.cut_decoder import cut_decoder
 from diptych.sequence import pack
 
 
-def account_vpit(recipe: Recipe, *, assume_lengths: bool = False) -> RunAccount:
+def account_vpit(recipe: Recipe, *, nominal: Nominal | None = None) -> RunAccount:
     """See `account_recipe`."""
     config = recipe.vpit
     language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
@@ -39,7 +39,7 @@ def account_vpit(recipe: Recipe, *, assume_lengths: bool = False) -> RunAccount:
         num_image_tokens=config.num_image_tokens,
         image=torch.zeros(config.num_image_tokens, encoder.feature_dim),
         boundary_ids=model.boundary_tokens.token_ids,
-        assume_lengths=assume_lengths,
+        nominal=nominal,
     )
     per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     share = per_step / len(first.streams)

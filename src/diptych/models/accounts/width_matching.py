@@ -12,18 +12,22 @@ from diptych.backbones.skeletons import build_autoencoder_skeleton, build_langua
 from diptych.config import Recipe
 from diptych.models.accounts.first_streams import find_tokenizer, first_streams
 from diptych.models.accounts.xfusion_account import account_xfusion
+from diptych.models.xfusion_building import is_copied, measure_head_dim
 from diptych.nn.heads import image_tokens
 from diptych.settings import VisionTowerConfig
 
 STEP = 8
 """Of intermediate_size: kernels like multiples of it."""
+TOLERANCE = 0.01
+"""Of the cost that is matched, by which two towers may differ and still count as equal."""
 
 
 def match_widths(recipe: Recipe) -> Recipe:
     """The recipe with the widths that `vision_tower.match` asks for written out, and `match` gone; others as they are.
 
     parameters: as many trained ones. compute: as many FLOPs in a training step, on this recipe's own data. First the
-    largest hidden_size (unless given) at which a tower of the language model's proportions costs no more, then the
+    language model's own widths, whose layers the tower starts as copies of; if these cost something else, the largest
+    hidden_size (unless given) at which a tower of the language model's proportions costs no more, then the
     intermediate_size that comes nearest. Raises ValueError where none comes within 1%.
     """
     tower = recipe.vision_tower
@@ -32,18 +36,33 @@ def match_widths(recipe: Recipe) -> Recipe:
     language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
     wanted = tower.match_to or VisionTowerConfig(patch_size=tower.patch_size, boundary_tokens=tower.boundary_tokens)
     cost = _cost_of(recipe, language)
-    target = cost(wanted)
+    try:
+        target = cost(wanted)
+    except ValueError as error:
+        raise ValueError(f"vision_tower.match_to, as the vision_tower of this recipe: {error}") from error
     config = language.config
-    proportion = config.intermediate_size / config.hidden_size
     plain = tower.model_copy(update={"match": None, "match_to": None})
+
+    def settled(best: VisionTowerConfig) -> Recipe:
+        return recipe.model_copy(update={"vision_tower": best})
+
+    if is_copied(plain, config):
+        sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size}
+        copied = plain.model_copy(update=sizes)
+        if abs(cost(copied) / target - 1) <= TOLERANCE:
+            return settled(copied)
 
     def sized(hidden: int, intermediate: int) -> VisionTowerConfig:
         chosen: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": intermediate}
-        if tower.layer_design != "projection" and tower.num_attention_heads is None:
-            chosen["num_attention_heads"] = max(1, hidden // head_dim)
+        if tower.layer_design != "projection":
+            heads = tower.num_attention_heads or max(1, hidden // head_dim)
+            fewer = tower.num_key_value_heads or _nearest_divisor(heads, heads / queries_per_key)
+            chosen |= {"num_attention_heads": heads, "num_key_value_heads": fewer}
         return plain.model_copy(update=chosen)
 
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = measure_head_dim(config)
+    queries_per_key = config.num_attention_heads / config.num_key_value_heads
+    proportion = config.intermediate_size / config.hidden_size
     if (hidden := tower.hidden_size) is None:
         widest = 4 * config.hidden_size // head_dim
         steps = _largest(lambda n: cost(sized(n * head_dim, round(n * head_dim * proportion))) <= target, widest)
@@ -53,13 +72,13 @@ def match_widths(recipe: Recipe) -> Recipe:
     nearest = [(cost(chosen), chosen) for chosen in (sized(hidden, n * STEP) for n in (below, below + 1))]
     reached, best = min(nearest, key=lambda pair: abs(pair[0] - target))
     miss = reached / target - 1
-    if abs(miss) > 0.01:
+    if abs(miss) > TOLERANCE:
         raise ValueError(
             f"vision_tower.match: the nearest {tower.layer_design} tower (hidden_size {best.hidden_size}, "
             f"intermediate_size {best.intermediate_size}) has {1 + miss:.2f} times the {tower.match} asked for; "
             "give another hidden_size, or fewer layers"
         )
-    return recipe.model_copy(update={"vision_tower": best})
+    return settled(best)
 
 
 def _cost_of(recipe: Recipe, language: Any) -> Callable[[VisionTowerConfig], float]:
@@ -80,6 +99,10 @@ def _cost_of(recipe: Recipe, language: Any) -> Callable[[VisionTowerConfig], flo
         return account.step.total if is_compute else float(sum(account.trained.values()))
 
     return cost
+
+
+def _nearest_divisor(number: int, wanted: float) -> int:
+    return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - wanted))
 
 
 def _largest(holds: Callable[[int], bool], most: int) -> int:

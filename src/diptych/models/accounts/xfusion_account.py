@@ -9,20 +9,21 @@ import torch
 from diptych.backbones.skeletons import build_encoder_skeleton, build_language_skeleton
 from diptych.config import Recipe
 from diptych.distributed import compute_device, resolve_dtype
-from diptych.models.accounts.first_streams import FirstStreams, find_tokenizer, first_streams
+from diptych.models.accounts.first_streams import FirstStreams, Nominal, find_tokenizer, first_streams
 from diptych.models.accounts.flop_formulas import frozen_text_flops, step_flops
 from diptych.models.accounts.fused_formulas import FROZEN, MAPS, TRAINED, fused_step_flops, of_kind
 from diptych.models.accounts.meta_counting import count_encoder_flops, count_encoding_flops, count_parameters
 from diptych.models.accounts.run_account import Flops, PartCost, RunAccount
 from diptych.models.fused import FusedXFusion
-from diptych.models.xfusion_building import XFusionModel, build_xfusion_skeleton
+from diptych.models.xfusion_building import XFusionModel, build_xfusion_skeleton, is_copied
 from diptych.nn.towers.vision_tower import VisionTower
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
+from diptych.settings import VisionTowerConfig
 
 
 def account_xfusion(
-    recipe: Recipe, *, assume_lengths: bool = False, language: Any = None, first: FirstStreams | None = None
+    recipe: Recipe, *, nominal: Nominal | None = None, language: Any = None, first: FirstStreams | None = None
 ) -> RunAccount:
     """See `account_recipe`. `language`: a skeleton that is at hand; `first`: sequences, of as many image tokens."""
     if language is None:
@@ -37,7 +38,7 @@ def account_xfusion(
             find_tokenizer(recipe),
             num_image_tokens=vision.num_image_tokens,
             image=latent,
-            assume_lengths=assume_lengths,
+            nominal=nominal,
         )
     samples_per_step = recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps
     share = samples_per_step / len(first.streams)
@@ -87,6 +88,7 @@ def account_xfusion(
             "keys and values, while writing": (_decoding_bytes(model), "per token"),
         },
         keeps_language=vision.layer_design != "single",
+        tower_start=_start_of(recipe.vision_tower, language.config),
         assumed=first.assumed,
         tokens=tokens,
     )
@@ -94,9 +96,22 @@ def account_xfusion(
 
 def _trained(vision: VisionTower) -> dict[str, int]:
     projector = {} if vision.alignment is None else {"alignment projector": count_parameters(vision.alignment)}
-    blocks = {f"vision tower, {len(vision.blocks)} blocks of width {vision.width}": count_parameters(vision.blocks)}
+    first: Any = vision.blocks[0]
+    width = first.layer.self_attn.q_proj.in_features  # a gated tower's, say, may differ from that of image states
+    blocks = {f"vision tower, {len(vision.blocks)} blocks of width {width}": count_parameters(vision.blocks)}
     ends = count_parameters(vision) - sum(blocks.values()) - sum(projector.values())
     return {**blocks, "image embedder, time and head": ends, **projector}
+
+
+def _start_of(tower: VisionTowerConfig, config: Any) -> str:
+    start = "copied from the language model" if is_copied(tower, config) else "new"
+    if tower.layer_design == "single":
+        start = "the language model's own"
+    if tower.diffusion_transformer is not None:
+        start = f"those of {tower.diffusion_transformer}"
+    if tower.init_from is not None:
+        start = f"those of morph {tower.init_from}" + (f", attention {start}" if tower.fresh_attention else "")
+    return start
 
 
 def _spent(costs: dict[str, Flops], share: float) -> dict[str, Flops]:
