@@ -159,3 +159,18 @@ def test_text_states_are_told_by_the_token_with_the_limit_and_for_all_samples_wh
     none = account_xfusion(build_recipe(settings | {"text_cache_gb": 0}))
     assert "none: computed anew" in none.describe(1e9, measured=False)
     assert "text states, all samples" not in account_xfusion(account.recipe, assume_lengths=True).cached
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_memory_of_a_rank_is_frozen_weights_and_weights_gradients_and_two_moments_of_what_is_trained(
+    ema: float, tmp_path: Path
+) -> None:
+    """Alone, 16 bytes of a trained parameter, 4 more of an average. Of several, whole weights and gradients through a
+    step, and this rank's part of all the others."""
+    account = account_of(tmp_path, {}, train={"ema": ema})
+    trained, frozen = (sum(counts.values()) for counts in (account.trained, account.frozen))
+    each = 20 if ema else 16
+    assert sum(account.rank_bytes(1).values()) == 4 * frozen + each * trained
+    several = account.rank_bytes(4)
+    assert several["frozen weights"] == 4 * frozen
+    assert sum(several.values()) == pytest.approx(4 * frozen + 8 * trained + each * trained / 4, rel=1e-6)
