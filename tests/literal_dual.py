@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diptych.models.fused import FusedXFusion
 from diptych.models.xfusion import XFusion
 from diptych.nn.heads import modulate
 from diptych.nn.layer_parts import (
@@ -34,8 +35,13 @@ def _attention(layer, x: Tensor, rope, mask: Tensor) -> Tensor:
     return (torch.softmax(scores, dim=-1) @ value).transpose(0, 1)
 
 
-def literal_forward(model: XFusion, batch: Batch, noised: Tensor, t: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Velocity of the target images (None without one), logits at *every* text position [N, vocabulary]."""
+def literal_forward(
+    model: XFusion, batch: Batch, noised: Tensor, t: Tensor, *, behind_blocks: list[Tensor] | None = None
+) -> tuple[Tensor | None, Tensor]:
+    """Velocity of the target images (None without one), logits at *every* text position [N, vocabulary].
+
+    behind_blocks: takes the image states [N, w] behind each block.
+    """
     text = model.text_tower
     vision: Any = model.vision_tower
     is_image, num = batch.is_image, batch.token_ids.numel()
@@ -50,7 +56,7 @@ def literal_forward(model: XFusion, batch: Batch, noised: Tensor, t: Tensor) -> 
         times = torch.zeros(batch.num_images)
         latents[batch.image_is_target] = noised
         times[batch.image_is_target] = t
-        embedded, time = vision.embed(latents, times, _pooled(model, batch))
+        embedded, time = vision.embed(latents, times, pooled_text(model, batch))
         image_states = image_states.index_put((is_image.nonzero()[:, 0],), embedded)
         per_token = time.repeat_interleave(vision.num_image_tokens, dim=0)
         image_time = image_time.index_put((is_image.nonzero()[:, 0],), per_token)
@@ -70,6 +76,8 @@ def literal_forward(model: XFusion, batch: Batch, noised: Tensor, t: Tensor) -> 
             image_states = torch.where(
                 is_image[:, None], _vision_layer(block, both, image_time, image_rope, mask, is_image), 0.0
             )
+            if behind_blocks is not None:
+                behind_blocks.append(image_states)
         text_states = torch.where(is_image[:, None], 0.0, out)
     velocity = None
     if batch.image_is_target.any():
@@ -78,7 +86,7 @@ def literal_forward(model: XFusion, batch: Batch, noised: Tensor, t: Tensor) -> 
     return velocity, text.logits(text_states)
 
 
-def _pooled(model: XFusion, batch: Batch) -> Tensor | None:
+def pooled_text(model: XFusion | FusedXFusion, batch: Batch) -> Tensor | None:
     """What is added to each image's time embedding: the pooled text before a target image, nothing for a clean one."""
     vision: Any = model.vision_tower
     if vision.text_pool is None:

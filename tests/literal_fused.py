@@ -21,13 +21,19 @@ from diptych.nn.layer_parts import (
 )
 from diptych.nn.visibility import visible
 from diptych.sequence import Batch
+from literal_dual import pooled_text
 
 Rows = list[Tensor]
 """Shift, scale and gate of attention, then of the MLP, of every token [N, w]."""
 
 
-def literal_forward(model: FusedXFusion, batch: Batch, noised: Tensor, t: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Velocity of the target images (None without one), logits at *every* text position [N, vocabulary]."""
+def literal_forward(
+    model: FusedXFusion, batch: Batch, noised: Tensor, t: Tensor, *, behind_blocks: list[Tensor] | None = None
+) -> tuple[Tensor | None, Tensor]:
+    """Velocity of the target images (None without one), logits at *every* text position [N, vocabulary].
+
+    behind_blocks: takes the image states [N, w] behind each block.
+    """
     text = model.text_tower
     vision: Any = model.vision_tower
     is_image, num = batch.is_image, batch.token_ids.numel()
@@ -35,7 +41,7 @@ def literal_forward(model: FusedXFusion, batch: Batch, noised: Tensor, t: Tensor
     mask = visible(batch) | itself
     text_only = mask & ~is_image[None] & ~is_image[:, None] | itself
     states = text.embed(batch.token_ids)
-    images, time = _embed_images(model, batch, noised, t, text_only)
+    images, time = _embed_images(model, batch, noised, t)
     met = ~is_image & behind_a_clean_image(batch)
     if not model.is_text_frozen:
         met = ~is_image
@@ -46,6 +52,8 @@ def literal_forward(model: FusedXFusion, batch: Batch, noised: Tensor, t: Tensor
             states = _whole_layer(layer, states, rope, text_only)
             continue
         states, images = _fused_layer(model, layer, vision.blocks[index], states, images, time, batch, mask, met)
+        if behind_blocks is not None:
+            behind_blocks.append(images)
     velocity = None
     if batch.image_is_target.any():
         rows = torch.isin(batch.image_ids, batch.image_is_target.nonzero()[:, 0])
@@ -110,9 +118,7 @@ def _fused_layer(
     return new_states, new_images
 
 
-def _embed_images(
-    model: FusedXFusion, batch: Batch, noised: Tensor, t: Tensor, text_only: Tensor
-) -> tuple[Tensor, Tensor]:
+def _embed_images(model: FusedXFusion, batch: Batch, noised: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Image states and time embeddings [N, w], where image tokens stand."""
     vision: Any = model.vision_tower
     num = batch.token_ids.numel()
@@ -120,7 +126,7 @@ def _embed_images(
     if batch.num_images:
         latents, times = batch.images.clone(), torch.zeros(batch.num_images)
         latents[batch.image_is_target], times[batch.image_is_target] = noised, t
-        embedded, per_image = vision.embed(latents, times)
+        embedded, per_image = vision.embed(latents, times, pooled_text(model, batch))
         where = (batch.is_image.nonzero()[:, 0],)
         images = images.index_put(where, embedded)
         time = time.index_put(where, per_image.repeat_interleave(vision.num_image_tokens, dim=0))

@@ -207,7 +207,8 @@ def test_inspect_writes_its_numbers(tmp_path: Path) -> None:
     assert account["recipe"]["method"] == "autoencoder"
     total = sum(part["forward"] for part in account["flops_by_part"])
     assert account["flops_per_step"]["forward"] == pytest.approx(total)
-    assert sum(account["parameters"]["trained"].values()) * 16 <= account["bytes"]["trained"]
+    alone, of_eight = (sum(account["bytes_of_a_rank"][num].values()) for num in ("1", "8"))
+    assert sum(account["parameters"]["trained"].values()) * 16 <= alone > of_eight
 
 
 def test_inspect_of_the_autoencoder_needs_no_data() -> None:

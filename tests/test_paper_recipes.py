@@ -114,6 +114,9 @@ def test_xfusion_trains_a_copy_of_every_layer(size: str, layers: int, language: 
     assert recipe.sample.guidance_scale == 5.5
     draw, read = recipe.data.sources
     assert (draw.weight, read.weight) == (2, 1)
+    assert recipe.text_cache_gb == 0
+    held = sum(account.rank_bytes(NUM_GPUS).values()) / 1e9
+    assert f"# Of a card {held:.0f} GB, and activations" in (PAPER / f"xfusion-{size}.yaml").read_text()
 
 
 def test_inspect_knows_the_encoder_of_the_alignment_study(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ HEEDED_BY: dict[str, tuple[str, ...]] = {
     "vision_tower": ("xfusion",),
     "alignment": ("xfusion",),
     "image_input": ("xfusion",),
+    "text_cache_gb": ("xfusion",),
     "objective": ("xfusion", "pixel_decoder"),
     **dict.fromkeys(
         (f"objective.{name}" for name in ObjectiveConfig.model_fields if not name.startswith("timestep_")), ("xfusion",)
@@ -74,6 +75,13 @@ class Recipe(Settings):
     image_size: int = Field(default=64, gt=0)
     morph_dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="how a morph is stored")
     cache_dir: str | None = None
+    text_cache_gb: float = Field(
+        default=20,
+        ge=0,
+        allow_inf_nan=False,
+        description="gigabytes that frozen text states of a language model may take in cache_dir; what is more is "
+        "computed anew for every batch. 0: all of it, and nothing is kept",
+    )
     vision_tower: VisionTowerConfig = VisionTowerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     alignment: AlignmentConfig | None = Field(default=None, description="of xfusion; null: none")

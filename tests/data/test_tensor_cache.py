@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -264,3 +265,36 @@ def test_a_cache_with_a_bound_forgets_what_is_on_disk_and_finds_it_again(tmp_pat
         assert found is not None
         assert torch.equal(found["tensor"], torch.full((100,), float(number)))
         assert len(cache._values) <= 4
+
+
+def test_files_never_exceed_the_bound_and_what_is_kept_stays_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_cache, "SHARD_BYTES", 1000)
+    cache = TensorCache(tmp_path, key="m", disk_bytes=6000)
+    for number in range(40):
+        cache.put(f"c{number}", torch.full((100,), float(number)))
+        assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 6000
+    cache.flush()
+    assert cache.is_full
+    again = TensorCache(tmp_path, key="m", disk_bytes=6000)
+    assert 0 < len(again) < 40
+    for number in range(len(again)):
+        assert found(again, f"c{number}")["tensor"].equal(torch.full((100,), float(number)))
+    assert again.get("c39") is None
+
+
+def test_what_another_process_is_writing_counts_to_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both see room, both write: whoever finds the folder too full then withdraws."""
+    cache = TensorCache(tmp_path, key="m", disk_bytes=2000)
+    cache.put("a", torch.zeros(100))
+    written = tensor_cache.save_file
+
+    def write_beside_another(*arguments: Any) -> None:
+        written(*arguments)
+        (cache.folder / "other.shard-tmp").write_bytes(bytes(1500))
+
+    monkeypatch.setattr(tensor_cache, "save_file", write_beside_another)
+    cache.flush()
+    assert cache.is_full
+    assert [path.name for path in cache.folder.iterdir()] == ["other.shard-tmp"]

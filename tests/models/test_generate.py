@@ -36,10 +36,17 @@ def _close(a: Any, b: Any) -> bool:
     return int(numpy.abs(_pixels(a) - _pixels(b)).max()) <= 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_text_logits_are_the_language_models_bit_for_bit(family: str) -> None:
+KEEPING = [design for design in DESIGNS if design.get("layer_design") != "single"]
+
+
+@pytest.mark.parametrize(
+    ("family", "design"),
+    [*((family, {}) for family in FAMILIES), *(("llama", one) for one in (*KEEPING, {"x_fuse": "text"}) if one)],
+)
+def test_text_logits_are_the_language_models_bit_for_bit(family: str, design: dict[str, Any]) -> None:
     """Those of an instance that never stood in a morph, also after the morph has drawn and read."""
-    morph, untouched = build_tiny_morph(family), build_language(family).model
+    morph = build_tiny_morph(family, vision_tower={"patch_size": 2, "time_conditioning": "adaln", **design})
+    untouched = build_language(family).model
     ids = torch.randint(3, 200, (2, 9))
     with torch.no_grad():
         expected = untouched(input_ids=ids).logits

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diptych.data.tensor_cache import TensorCache
 from diptych.models.text_states import FrozenText
@@ -109,3 +110,41 @@ def test_a_prompt_goes_through_the_language_model_once(design: dict[str, Any]) -
     batch = pack([prompt])
     model.text_states.gather(batch, model.plan(batch))
     assert model.text_states.num_computed == 3
+
+
+@pytest.mark.parametrize(
+    "design",
+    [{}, {"symmetric": False}, {"layer_design": "gated"}, {"layer_design": "projection"}, {"x_fuse": "both"}],
+    ids=str,
+)
+def test_the_bytes_that_are_said_are_those_of_the_file(design: dict[str, Any], tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path, key="text")
+    model = build_xfusion(**design, cache=cache)
+    batch = pack(build_streams(SHAPES, model))
+    said = dict(model.text_states.kept_bytes(batch, model.plan(batch)))
+    assert len(cache) == 0
+    model.text_states.gather(batch, model.plan(batch))
+    cache.flush()
+    (shard,) = cache.folder.glob("*.safetensors")
+    kept = {name.split("\n")[0]: tensor.nbytes for name, tensor in load_file(shard).items()}
+    assert said == kept
+
+
+def test_single_tower_text_is_trained_and_none_of_it_kept() -> None:
+    model = build_xfusion(layer_design="single")
+    batch = pack(build_streams(SHAPES, model))
+    assert model.text_states.kept_bytes(batch, model.plan(batch)) == []
+
+
+def test_states_beyond_the_bound_of_the_disk_are_computed_anew_and_equal(tmp_path: Path) -> None:
+    fresh = build_xfusion()
+    streams = [Sequence((text(5, 6, word), image(fresh, is_target=True))) for word in range(7, 27)]
+    cache = TensorCache(tmp_path, key="text", memory_bytes=1, disk_bytes=8000)
+    model = build_xfusion(cache=cache)
+    for _ in range(2):
+        for stream in streams:
+            assert _same(_gather(model, [stream]), _gather(fresh, [stream]))
+            cache.flush()
+        assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 8000
+    assert cache.is_full
+    assert 3 * len(streams) < model.text_states.num_computed < 2 * 3 * len(streams)

@@ -39,17 +39,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(folder: Path, *, tower: dict[str, Any] | None = None, **alignment: Any) -> XFusionTraining:
+def build(
+    folder: Path,
+    *,
+    tower: dict[str, Any] | None = None,
+    encoder: Any = None,
+    cache_dir: Path | None = None,
+    **alignment: Any,
+) -> XFusionTraining:
+    """`cache_dir`: where features are kept; None: in memory alone."""
     base = {"patch_size": 2, "time_conditioning": "adaln"}
     settings = {"image_encoder": str(folder / "encoder"), "layer": 1, **alignment}
     recipe = tiny_recipe(
         data={"sources": [{"path": str(folder / f"{name}.jsonl")} for name in ("draw", "read")]},
-        cache_dir=str(folder / "cache"),
+        cache_dir=str(cache_dir),
         vision_tower=base | (tower or {}),
         alignment=settings,
     )
-    morph = build_morph(recipe, language=build_language(), autoencoder=FakeAutoencoder(), cached=False)
-    training = XFusionTraining(recipe, morph, encoder=build_encoder())
+    parts: dict[str, Any] = {"language": build_language(), "autoencoder": FakeAutoencoder()}
+    morph = build_morph(recipe, **parts, cached=cache_dir is not None)
+    training = XFusionTraining(recipe, morph, encoder=encoder or build_encoder())
     with torch.no_grad():
         for parameter in training.trainable_parameters().values():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -71,6 +80,21 @@ def test_each_image_is_compared_with_its_own_features(folder: Path, tower: dict[
     path = str(folder / f"{NAMES[1]}.png")
     encoded.prepare([path])
     torch.testing.assert_close(training.build_batch([PICKS[0]], seed=0).features[0], encoded.load(path))
+
+
+def test_the_encoder_sees_an_image_once_in_all_epochs_and_runs(folder: Path, tmp_path: Path) -> None:
+    encoder = build_encoder()
+    seen: list[int] = []
+    encoder.network.register_forward_hook(lambda *_: seen.append(1))
+    counts = []
+    for _ in ("a run", "the next one"):
+        training = build(folder, encoder=encoder, cache_dir=tmp_path)
+        for epoch in range(2):
+            training(training.build_batch([(6 * epoch + draw, draw % 2, draw // 2) for draw in range(6)], seed=0))
+            counts.append(len(seen))
+        training.flush()
+    assert counts[0] > 0
+    assert counts == counts[:1] * 4
 
 
 def test_the_loss_can_be_learnt_for_clean_and_for_noised_images(folder: Path) -> None:

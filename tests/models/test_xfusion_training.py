@@ -215,6 +215,26 @@ def test_text_to_image_never_runs_the_text_tower_after_the_first_epoch(training:
     assert training.model.text_states.num_computed == computed > 0
 
 
+@torch.no_grad()
+def test_losses_are_the_same_whatever_of_the_text_states_the_disk_may_take(tmp_path: Path) -> None:
+    """All, some, none: in a first pass, and in one that finds what was kept."""
+    losses: dict[float, list[dict[str, Tensor]]] = {}
+    for limit in (20, 5e-5, 0):
+        (tmp_path / str(limit)).mkdir()
+        training = _build(tmp_path / str(limit), text_cache_gb=limit)
+        losses[limit] = []
+        for draw in (*range(8), *range(8)):
+            batch = training.build_batch([(draw, draw % 2, draw // 2)], seed=0)
+            losses[limit].append({name: loss.total for name, loss in training(batch).items()})
+            training.flush()
+        kept = sum(path.stat().st_size for path in (tmp_path / str(limit)).glob("cache/text-*/*"))
+        assert kept <= limit * 1e9
+        assert (kept > 0) == (limit > 0)
+        cache = training.model.text_states.cache
+        assert (cache is None) if limit == 0 else (cache.is_full == (limit < 1))
+    assert losses[20] == losses[5e-5] == losses[0]
+
+
 PATHS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "flow": (lambda t: 1 - t, lambda t: t),
     "ddpm_cosine": (lambda t: torch.cos(math.pi / 2 * t), lambda t: torch.sin(math.pi / 2 * t)),

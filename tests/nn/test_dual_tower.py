@@ -35,11 +35,22 @@ Shapes = list[list[tuple[str, int]]]
 
 def _compare(model: XFusion, streams: list[Sequence]) -> None:
     batch, plan, noised, t = prepare(streams)
-    velocity, logits = model(batch, plan, noised, t)
-    literal_velocity, all_logits = literal_forward(model, batch, noised, t)
+    tower, behind = model.vision_tower, list[Tensor]()
+    tower.aligned_block = len(tower.blocks) - 2 if len(tower.blocks) > 1 else None  # the last to be run of what is read
+    out = model.outputs(batch, plan, noised, t)
+    velocity, logits = out.velocity, out.logits
+    literal_velocity, all_logits = literal_forward(model, batch, noised, t, behind_blocks=behind)
     literal_logits = all_logits[plan.live[plan.supervised]]
     assert (velocity is None) == (literal_velocity is None)
     losses = [torch.zeros(()), torch.zeros(())]
+    for states, rows in ((out.context_states, plan.context), (out.target_states, plan.target)):
+        assert (states is None) == (rows.numel() == 0 or tower.aligned_block is None)
+        if states is not None and tower.aligned_block is not None:
+            literal = behind[tower.aligned_block][rows]
+            torch.testing.assert_close(states, literal, atol=TOLERANCE, rtol=TOLERANCE)
+            losses = [losses[0] + states.square().sum(), losses[1] + literal.square().sum()]
+    if not batch.num_images:
+        assert not plan.prefix.numel() + plan.live.numel(), "text alone is the language model's: nothing to compute"
     if velocity is not None and literal_velocity is not None:
         torch.testing.assert_close(velocity, literal_velocity, atol=TOLERANCE, rtol=TOLERANCE)
         losses = [losses[0] + velocity.square().sum(), losses[1] + literal_velocity.square().sum()]

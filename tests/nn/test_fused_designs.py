@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import Tensor
 
 from diptych.backbones.weight_hash import hash_module
 from diptych.models.fused import FusedXFusion
@@ -49,9 +50,20 @@ def build(name: str, *, family: str = "llama", **options: Any) -> FusedXFusion:
 def compare(model: FusedXFusion, streams: list[Sequence]) -> None:
     batch = pack(streams)
     plan, (noised, t) = model.plan(batch), noise_of(batch)
-    velocity, logits = model(batch, plan, noised, t)
-    literal_velocity, all_logits = literal_forward(model, batch, noised, t)
+    tower, behind = model.vision_tower, list[Tensor]()
+    tower.aligned_block = len(tower.blocks) - 2 if len(tower.blocks) > 1 else None  # the last to be run of what is read
+    out = model.outputs(batch, plan, noised, t)
+    velocity, logits = out.velocity, out.logits
+    literal_velocity, all_logits = literal_forward(model, batch, noised, t, behind_blocks=behind)
     mine, theirs = torch.zeros(()), torch.zeros(())
+    for states, rows in ((out.context_states, plan.context), (out.target_states, plan.target)):
+        assert (states is None) == (rows.numel() == 0 or tower.aligned_block is None)
+        if states is not None and tower.aligned_block is not None:
+            literal = behind[tower.aligned_block][rows]
+            torch.testing.assert_close(states, literal, atol=TOLERANCE, rtol=TOLERANCE)
+            mine, theirs = mine + states.square().sum(), theirs + literal.square().sum()
+    if model.is_text_frozen and not batch.num_images:
+        assert not plan.prefix.numel() + plan.live.numel(), "text alone is the language model's: nothing to compute"
     assert (velocity is None) == (literal_velocity is None)
     if velocity is not None and literal_velocity is not None:
         torch.testing.assert_close(velocity, literal_velocity, atol=TOLERANCE, rtol=TOLERANCE)
@@ -65,9 +77,9 @@ def compare(model: FusedXFusion, streams: list[Sequence]) -> None:
         return
     named = dict(model.vision_tower.named_parameters())
     ours = torch.autograd.grad(mine, list(named.values()), allow_unused=True, materialize_grads=True)
-    literal = torch.autograd.grad(theirs, list(named.values()), allow_unused=True, materialize_grads=True)
-    largest = max(1.0, *(float(g.abs().max()) for g in literal))
-    for parameter, a, b in zip(named, ours, literal, strict=True):
+    expected = torch.autograd.grad(theirs, list(named.values()), allow_unused=True, materialize_grads=True)
+    largest = max(1.0, *(float(g.abs().max()) for g in expected))
+    for parameter, a, b in zip(named, ours, expected, strict=True):
         assert float((a - b).abs().max()) <= TOLERANCE * largest, parameter
 
 
@@ -75,6 +87,12 @@ def compare(model: FusedXFusion, streams: list[Sequence]) -> None:
 @pytest.mark.parametrize("name", DESIGNS)
 def test_routed_equals_literal_in_values_and_gradients(name: str, adaln: bool) -> None:
     model = build(name, adaln=adaln)
+    compare(model, build_streams(MIXED, model))
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_routed_equals_literal_with_pooled_text(name: str) -> None:
+    model = build(name, text_pooling=True)
     compare(model, build_streams(MIXED, model))
 
 

@@ -21,7 +21,7 @@ from diptych.data.mixture import Mixture
 from diptych.train.log import read_log
 from diptych.train.loop import run_training
 from tiny_vpit import build_training, write_emblems
-from train.tiny_xfusion_runs import build_xfusion_training, write_samples, xfusion_recipe
+from train.tiny_xfusion_runs import DESIGNS, build_xfusion_training, write_samples, xfusion_recipe
 from train.toy_method import HookedMethod, ToyMethod, toy_recipe
 from train.two_ranks import MIXES, PACKS, SITES, train_packs, vpit_run
 
@@ -84,17 +84,18 @@ def test_two_ranks_train_as_one_process_over_100_random_mixes(two: Reports, tmp_
     ]
 
 
-def test_two_ranks_train_xfusion_as_one_process(two: Reports, tmp_path: Path) -> None:
+@pytest.mark.parametrize("design", DESIGNS)
+def test_two_ranks_train_xfusion_as_one_process(two: Reports, tmp_path: Path, design: str) -> None:
     """One sample per rank and micro-batch: one rank draws while the other reads, so blocks run twice, once or
     never. Measured worst relative difference of a loss: 4.6e-8."""
     folder, _ = two
-    recipe = xfusion_recipe(tmp_path, folder / "data", batch_size=2)
+    recipe = xfusion_recipe(tmp_path, folder / "data", batch_size=2, design=design)
     run_training(recipe, build_xfusion_training(recipe))
-    worst = compare_runs(tmp_path, folder / "xfusion", weights_file="model.safetensors")
+    worst = compare_runs(tmp_path, folder / design, weights_file="model.safetensors")
     print(f"worst relative difference of a loss: {worst:.1e}")
     for step in (3, 6):
         grids = []
-        for run in (tmp_path, folder / "xfusion"):
+        for run in (tmp_path, folder / design):
             with Image.open(run / "samples" / f"step-{step:06d}.png") as grid:
                 grids.append(torch.from_numpy(np.array(grid)).int())
         assert int((grids[0] - grids[1]).abs().max()) <= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,14 +50,26 @@ def write_samples(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
 
 
-def xfusion_recipe(output_dir: Path, data: Path, *, batch_size: int) -> Recipe:
+DESIGNS: dict[str, dict[str, Any]] = {
+    "dual": {"layers": [0, 2]},
+    "x-fuse": {"layers": [0, 2], "x_fuse": "both"},
+    "gated": {"layer_design": "gated"},
+    "projection": {"layer_design": "projection"},
+    "single": {"layer_design": "single"},
+}
+
+
+def xfusion_recipe(
+    output_dir: Path, data: Path, *, batch_size: int, design: str = "dual", ce_weight: float = 0.2, **train: Any
+) -> Recipe:
     """Six steps of two micro-batches, drawing to reading 2 : 1."""
     return build_recipe(
         {
             "output_dir": str(output_dir),
             "image_size": 32,
             "dtype": "float32",
-            "vision_tower": {"layers": [0, 2], "time_conditioning": "adaln", "patch_size": 1},
+            "vision_tower": {"time_conditioning": "adaln", "patch_size": 1, **DESIGNS[design]},
+            "objective": {"ce_weight": ce_weight},
             "sample": {"prompts": ["Draw 1."], "num_inference_steps": 2},
             "data": {"sources": [{"path": str(data / "draw.jsonl"), "weight": 2}, {"path": str(data / "read.jsonl")}]},
             "train": {
@@ -64,9 +77,11 @@ def xfusion_recipe(output_dir: Path, data: Path, *, batch_size: int) -> Recipe:
                 "gradient_accumulation_steps": 2,
                 "max_steps": 6,
                 "learning_rate": 0.003,
+                "adam_epsilon": 1e-4,  # gradients near zero are not blown up, nor is their rounding
                 "ema": 0.9,
                 "logging_steps": 1,
                 "sample_every": 3,
+                **train,
             },
         }
     )

@@ -17,7 +17,7 @@ from diptych.config import Recipe
 from diptych.train import durable
 from diptych.train.loop import NonFiniteError, run_training
 from tiny_vpit import build_training, vpit_recipe
-from train.tiny_xfusion_runs import build_xfusion_training, xfusion_recipe
+from train.tiny_xfusion_runs import DESIGNS, build_xfusion_training, xfusion_recipe
 from train.toy_method import HookedMethod, ToyBatch, ToyMethod, toy_recipe
 
 MIXES = {"max_steps": 50, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
@@ -103,8 +103,9 @@ def main(folder: Path) -> None:
         report["packs resumed"] = train_packs(folder / "packs-halted")
         report["packs one to two"] = train_packs(folder / "packs-one-to-two")
 
-        recipe = xfusion_recipe(folder / "xfusion", folder / "data", batch_size=1)
-        run_training(recipe, build_xfusion_training(recipe))
+        for design in DESIGNS:
+            recipe = xfusion_recipe(folder / design, folder / "data", batch_size=1, design=design)
+            run_training(recipe, build_xfusion_training(recipe))
 
         recipe = vpit_run(folder / "vpit", folder / "emblems", batch_size=1)
         run_training(recipe, build_training(recipe))

@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,13 @@ class TensorCache:
     Values keep dtype, shape and bits. `memory_bytes`: what of it is on disk is forgotten in memory once more than this
     has gathered; None: never.
     Where the disk takes nothing, SHARD_BYTES of what is `put` wait for it, and what is older is forgotten too.
+    `disk_bytes`: shards that would make the folder larger than this are not kept, and nothing more is (`is_full`);
+    None: no bound.
     """
 
-    def __init__(self, folder: str | Path, *, key: str, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, key: str, memory_bytes: int | None = None, disk_bytes: int | None = None
+    ) -> None:
         if not re.fullmatch(r"\w[\w.-]*", key, re.ASCII):
             raise ValueError(f"cache key {key!r} must be a plain name of letters, digits, '-', '_' and '.'")
         self.folder = Path(folder) / key
@@ -60,6 +65,8 @@ class TensorCache:
         self._unsaved: dict[str, dict[str, Tensor]] = {}
         self._unsaved_bytes = 0
         self._memory_bytes, self._held_bytes = memory_bytes, 0
+        self._disk_bytes = disk_bytes
+        self.is_full = False
         self._verified: set[str] = set()
         self._write_failed = False
         self._put_since_flush = 0
@@ -84,7 +91,10 @@ class TensorCache:
         return found
 
     def put(self, content: str, tensors: Mapping[str, Tensor] | Tensor) -> None:
-        """Keeps a copy (on the CPU) of the tensors; a single one is kept under the name "tensor"."""
+        """Keeps a copy (on the CPU) of the tensors; a single one is kept under the name "tensor". A full cache does
+        nothing."""
+        if self.is_full:
+            return
         named = {"tensor": tensors} if isinstance(tensors, Tensor) else tensors
         kept = {name: torch.empty(t.shape, dtype=t.dtype).copy_(t.detach()) for name, t in named.items()}
         with self._lock:
@@ -115,7 +125,7 @@ class TensorCache:
         """Writes what is not on disk yet as one shard. Raises ValueError if it cannot; then nothing is lost."""
         with self._lock:
             self._put_since_flush = 0
-            if not self._unsaved:
+            if not self._unsaved or not self._fits(self._unsaved_bytes):
                 return
             name = f"{self._writer}-{self._num_written}"
             contents = list(self._unsaved)
@@ -126,6 +136,8 @@ class TensorCache:
                 save_file(flat, temporary[0])
                 description = {"sha256": _sha256(temporary[0]), **entries}
                 temporary[1].write_text(json.dumps(description), encoding="utf-8")
+                if not self._fits():  # what other processes are writing counts as well
+                    return
                 os.replace(temporary[0], shard)
                 os.replace(temporary[1], index)
             except (OSError, SafetensorError) as error:
@@ -187,6 +199,13 @@ class TensorCache:
             self._values = dict(self._unsaved)
             self._held_bytes = self._unsaved_bytes
 
+    def _fits(self, more: int = 0) -> bool:
+        """Whether the folder and so many bytes more are within the bound; if not, nothing waits for the disk."""
+        if self._disk_bytes is not None and _folder_bytes(self.folder) + more > self._disk_bytes:
+            self.is_full = True
+            self._unsaved, self._unsaved_bytes = {}, 0
+        return not self.is_full
+
     def _drop(self, name: str, reason: str) -> None:
         shard, index = self._paths(name)
         warnings.warn(f"cache shard {shard} is damaged ({reason}); it is dropped and computed again", stacklevel=4)
@@ -244,6 +263,14 @@ def _flattened(values: Mapping[str, Mapping[str, Tensor]]) -> tuple[dict[str, Te
 
 def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _folder_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process has renamed it
+            total += path.stat().st_size
+    return total
 
 
 def _read_index(path: Path) -> dict:

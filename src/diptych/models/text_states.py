@@ -35,6 +35,19 @@ Key = tuple[tuple[int, ...], tuple[int, ...]]
 """Token ids and positions of a run of text."""
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """Runs of text that a plan reads. prefix_alone: of `prefix`, those that only images read (what live text reads of
+    a run holds what images read of it). up_to_live: where layers come before the first block, each live run behind its
+    sample's prefix."""
+
+    prefix: list[Key]
+    live_prefix: list[Key]
+    live: list[Key]
+    prefix_alone: list[Key]
+    up_to_live: list[Key]
+
+
 class TextStates:
     """Computes, keeps and gathers frozen text states. `num_computed` counts the tokens that the text tower ran on."""
 
@@ -51,29 +64,42 @@ class TextStates:
         device = batch.token_ids.device
         weight = self.tower.language_model.model.embed_tokens.weight
         empty = torch.zeros(1, 0, self.tower.width, dtype=weight.dtype, device=device)
-        prefix_runs, _ = self._runs(batch, plan.prefix)
-        live_prefix_runs, front_samples = self._runs(batch, plan.live_prefix)
-        live_runs, live_samples = self._runs(batch, plan.live)
-        live_prefix = self._states(live_prefix_runs, self.every, device)
-        # What live text reads of a run holds what images read of it.
-        known = dict(zip(live_prefix_runs, live_prefix, strict=True))
-        others = [run for run in prefix_runs if run not in known]
-        found = dict(zip(others, self._states(others, self.layers, device), strict=True))
+        runs = self._read_runs(batch, plan)
+        live_prefix = self._states(runs.live_prefix, self.every, device)
+        known = dict(zip(runs.live_prefix, live_prefix, strict=True))
+        found = dict(zip(runs.prefix_alone, self._states(runs.prefix_alone, self.layers, device), strict=True))
         at_blocks = [layer - self.first for layer in self.layers]
-        prefix = [known[run][at_blocks] if run in known else found[run] for run in prefix_runs]
+        prefix = [known[run][at_blocks] if run in known else found[run] for run in runs.prefix]
         live = []
-        if live_runs and self.first == 0:  # nothing has happened to the embeddings yet
+        if runs.live and self.first == 0:  # nothing has happened to the embeddings yet
             live = [self.tower.embed(batch.token_ids[plan.live])[None]]
-        elif live_runs:
-            fronts = dict(zip(front_samples, live_prefix_runs, strict=True))
-            whole = [_join(fronts.get(s, ((), ())), run) for s, run in zip(live_samples, live_runs, strict=True)]
-            states = self._states(whole, [self.first], device)
-            live = [w[:, -len(run[0]) :] for w, run in zip(states, live_runs, strict=True)]
+        elif runs.live:
+            states = self._states(runs.up_to_live, [self.first], device)
+            live = [whole[:, -len(run[0]) :] for whole, run in zip(states, runs.live, strict=True)]
         return FrozenText(
             prefix=torch.cat(prefix, dim=1) if prefix else empty.expand(len(self.layers), -1, -1),
             live_prefix=torch.cat(live_prefix, dim=1) if live_prefix else empty.expand(len(self.every), -1, -1),
             live=torch.cat(live, dim=1)[0] if live else empty[0],
         )
+
+    def kept_bytes(self, batch: Batch, plan: RoutingPlan) -> list[tuple[str, int]]:
+        """What `gather` keeps of each sample of this batch: the name that it is kept under, once for samples of the
+        same text, and its bytes. Nothing is computed."""
+        runs = self._read_runs(batch, plan)
+        asked = ((runs.live_prefix, self.every), (runs.prefix_alone, self.layers), (runs.up_to_live, [self.first]))
+        each = self.tower.width * self.tower.language_model.model.embed_tokens.weight.element_size()
+        return [(_digest(run, layers), len(layers) * len(run[0]) * each) for found, layers in asked for run in found]
+
+    def _read_runs(self, batch: Batch, plan: RoutingPlan) -> _Runs:
+        prefix, _ = self._runs(batch, plan.prefix)
+        live_prefix, front_samples = self._runs(batch, plan.live_prefix)
+        live, live_samples = self._runs(batch, plan.live)
+        up_to_live = []
+        if self.first:
+            fronts = dict(zip(front_samples, live_prefix, strict=True))
+            up_to_live = [_join(fronts.get(s, ((), ())), run) for s, run in zip(live_samples, live, strict=True)]
+        known = set(live_prefix)
+        return _Runs(prefix, live_prefix, live, [run for run in prefix if run not in known], up_to_live)
 
     def _runs(self, batch: Batch, rows: Tensor) -> tuple[list[Key], list[int]]:
         """Splits stream positions by sample: token ids and positions of each run, and its sample."""
@@ -90,8 +116,7 @@ class TextStates:
         """States of each run at `layers`: [len(layers), T, D] each."""
         if not runs:
             return []
-        kind = "-".join(str(layer) for layer in layers)
-        names = {run: _digest(run, kind) for run in runs}
+        names = {run: _digest(run, layers) for run in runs}
         found: dict[Key, Tensor] = {}
         for run, name in names.items():
             kept = self.cache.get(name) if self.cache is not None else None
@@ -101,7 +126,7 @@ class TextStates:
         for run, states in zip(missing, self._compute(missing, layers, device), strict=True):
             found[run] = states
             if self.cache is not None:
-                self.cache.put(names[run], {"states": states.cpu()})
+                self.cache.put(names[run], {"states": states})
         return [found[run].to(device) for run in runs]
 
     def _compute(self, runs: list[Key], layers: list[int], device: torch.device) -> list[Tensor]:
@@ -122,5 +147,6 @@ def _join(front: Key, back: Key) -> Key:
     return front[0] + back[0], front[1] + back[1]
 
 
-def _digest(run: Key, kind: str) -> str:
+def _digest(run: Key, layers: list[int]) -> str:
+    kind = "-".join(str(layer) for layer in layers)
     return hashlib.sha256(f"{kind}|{run[0]}|{run[1]}".encode()).hexdigest()

@@ -76,7 +76,8 @@ def build_xfusion(
 
     pretrained: the diffusion transformer that the recipe names, taken apart; it has its own widths.
     aligned_width: of the features that `alignment` aligns to; None: its encoder's config is read.
-    cache_dir: where frozen text states are kept; None: computed anew for every batch.
+    cache_dir: where frozen text states are kept, up to the recipe's `text_cache_gb`; None: computed anew for every
+    batch.
     Raises ValueError for a family that cannot be routed, layers that do not exist, and sizes that do not divide.
     """
     assert recipe.vision_tower.match is None, "match_widths comes first (models/accounts/width_matching.py)"
@@ -121,9 +122,10 @@ def build_xfusion(
         wanted = recipe.alignment
         vision_tower.align(wanted.layer, aligned_width or _feature_dim(wanted), projector=wanted.projector)
     cache = None
-    if cache_dir is not None:
+    if cache_dir is not None and recipe.text_cache_gb:
         key = f"text-{language_hash[:16]}-{text_tower.language_model.dtype}".replace(".", "-")
-        cache = TensorCache(cache_dir, key=key, memory_bytes=TEXT_BYTES_KEPT)
+        limit = int(recipe.text_cache_gb * 1e9)
+        cache = TensorCache(cache_dir, key=key, memory_bytes=TEXT_BYTES_KEPT, disk_bytes=limit)
     kind = FusedXFusion if vision_tower.is_fused else XFusion
     return kind(text_tower, vision_tower, TextStates(text_tower, layers, cache))
 

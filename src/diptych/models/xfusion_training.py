@@ -248,7 +248,9 @@ class XFusionTraining(nn.Module):
     @torch.no_grad()
     def encode(self, picks: Sequence[Pick]) -> None:
         batch = self.build_batch(picks, seed=self.recipe.seed)
-        self.model.text_states.gather(batch.batch.to(self.morph.device), batch.plan.to(self.morph.device))
+        cache = self.model.text_states.cache
+        if cache is not None and not cache.is_full:
+            self.model.text_states.gather(batch.batch.to(self.morph.device), batch.plan.to(self.morph.device))
 
     def flush(self) -> None:
         self.data.flush()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
@@ -17,7 +19,7 @@ from diptych.models.accounts.run_account import RunAccount
 from diptych.models.accounts.xfusion_account import _decoding_bytes, _read_bytes, account_xfusion
 from diptych.models.decoding import _prefill
 from diptych.sequence import pack
-from tiny_xfusion import build_streams, build_xfusion
+from tiny_xfusion import build_language, build_streams, build_xfusion
 
 DESIGNS: list[dict[str, Any]] = [
     {},
@@ -153,3 +155,44 @@ def test_the_alignment_projector_is_a_trained_part_of_its_own(tmp_path: Path, pr
     assert set(aligned) - set(alone) == {"alignment projector"}
     assert aligned["alignment projector"] > 0
     assert {name: aligned[name] for name in alone} == alone
+
+
+def test_text_states_are_told_by_the_token_with_the_limit_and_for_all_samples_where_these_are_known(
+    tmp_path: Path,
+) -> None:
+    build_language().save_pretrained(tmp_path / "llm")
+    Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
+    lines = [json.dumps({"image": "one.png", "caption": f"the picture {number}"}) for number in range(6)]
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    settings: dict[str, Any] = {
+        "output_dir": "unused",
+        "language_model": str(tmp_path / "llm"),
+        "data": {"sources": [{"path": str(path), "task": "draw"}]},
+        "template": "plain",
+    }
+    account = account_xfusion(build_recipe(settings))
+    layers, width = 3, 32
+    each, whole = (account.cached[name][0] for name in ("text states", "text states, all samples"))
+    assert whole == pytest.approx(account.tokens["text token"] / account.samples_per_step * 6 * each, rel=1e-2)
+    assert 0 < each <= 4 * layers * width  # text behind the image is not kept
+    assert whole % (4 * layers * width) == 0
+    assert "20 GB of them at most" in account.describe(1e9, measured=False)
+    none = account_xfusion(build_recipe(settings | {"text_cache_gb": 0}))
+    assert "none: computed anew" in none.describe(1e9, measured=False)
+    assert "text states, all samples" not in account_xfusion(account.recipe, assume_lengths=True).cached
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_memory_of_a_rank_is_frozen_weights_and_weights_gradients_and_two_moments_of_what_is_trained(
+    ema: float, tmp_path: Path
+) -> None:
+    """Alone, 16 bytes of a trained parameter, 4 more of an average. Of several, whole weights and gradients through a
+    step, and this rank's part of all the others."""
+    account = account_of(tmp_path, {}, train={"ema": ema})
+    trained, frozen = (sum(counts.values()) for counts in (account.trained, account.frozen))
+    each = 20 if ema else 16
+    assert sum(account.rank_bytes(1).values()) == 4 * frozen + each * trained
+    several = account.rank_bytes(4)
+    assert several["frozen weights"] == 4 * frozen
+    assert sum(several.values()) == pytest.approx(4 * frozen + 8 * trained + each * trained / 4, rel=1e-6)

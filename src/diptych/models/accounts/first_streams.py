@@ -30,11 +30,13 @@ NUM_LOOKED_AT = 256
 
 @dataclass(frozen=True)
 class FirstStreams:
-    """Streams in the order of the run, a multiple of the micro-batch, and what of them had to be assumed."""
+    """Streams in the order of the run, a multiple of the micro-batch, and what of them had to be assumed. num_samples:
+    of all sources; None where they are not there."""
 
     streams: list[Sequence]
     micro_batch: int
     assumed: str | None
+    num_samples: int | None = None
 
     def batches(self) -> list[list[Sequence]]:
         return [self.streams[i : i + self.micro_batch] for i in range(0, len(self.streams), self.micro_batch)]
@@ -83,7 +85,7 @@ def first_streams(
         raise first_error or ValueError("the recipe's sources hold no samples")
     if length is not None:
         micro = max(1, round(length * len(streams) / sum(map(len, streams))))
-    return FirstStreams(streams, micro, None)
+    return FirstStreams(streams, micro, None, sum(map(len, sources)))
 
 
 def _what_lacks(recipe: Recipe, tokenizer: Any) -> str | None:

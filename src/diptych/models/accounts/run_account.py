@@ -17,6 +17,8 @@ SHARE_OF_MATMUL_RATE = 0.4
 optimiser and the loader take the rest. Measured for the demo's recipe; see docs/benchmarks.md."""
 
 
+NUMS_OF_RANKS = (1, 8)
+"""What memory is told for: one process, and those of a machine with eight cards."""
 KINDS_COUNTED_AS = {"supervised token": "text token"}
 """Kinds of tokens that are of another kind, too."""
 
@@ -98,14 +100,19 @@ class RunAccount:
             if number
         }
 
-    @property
-    def trained_bytes(self) -> int:
-        """fp32 weight, gradient and Adam's two moments; and the average, where the recipe keeps one."""
-        return sum(self.trained.values()) * (20 if self.recipe.train.ema else 16)
-
-    @property
-    def frozen_bytes(self) -> int:
-        return sum(self.frozen.values()) * 4
+    def rank_bytes(self, num_ranks: int) -> dict[str, int]:
+        """What each of so many ranks holds in fp32, by name, without activations. Several divide what is trained, but
+        gather whole weights and collect whole gradients for the length of a step (train/sharding.py)."""
+        trained = 4 * sum(self.trained.values())
+        shard = math.ceil(trained / num_ranks)
+        whole = trained if num_ranks > 1 else 0
+        held = {
+            "frozen weights": 4 * sum(self.frozen.values()),
+            "trained weights": whole + shard,
+            "gradients": whole + shard,
+            "optimiser state": 2 * shard,
+        }
+        return held | ({"averaged weights": shard} if self.recipe.train.ema else {})
 
     def as_dict(self) -> dict[str, Any]:
         """The account as plain numbers, for results that are compared with others'."""
@@ -122,7 +129,7 @@ class RunAccount:
             ],
             "flops_per_token": {kind: flops(cost) for kind, cost in self.flops_per_token.items()},
             "flops_once": {name: cost.forward for name, cost in self.once.items()},
-            "bytes": {"trained": self.trained_bytes, "frozen": self.frozen_bytes},
+            "bytes_of_a_rank": {str(num): self.rank_bytes(num) for num in NUMS_OF_RANKS},
             "bytes_cached": {name: {"bytes": size, "of": per} for name, (size, per) in self.cached.items()},
             "keeps_language": self.keeps_language,
             "tower_start": self.tower_start,
@@ -158,9 +165,10 @@ class RunAccount:
             if cost.total
         ]
         lines.append("memory, without activations")
-        average = ", 4 B for the average" if train.ema else ""
-        lines.append(_row("trained", si(self.trained_bytes) + "B", f"16 B per parameter{average}"))
-        lines.append(_row("frozen", si(self.frozen_bytes) + "B", "4 B per parameter"))
+        held = [self.rank_bytes(num) for num in NUMS_OF_RANKS]
+        lines.append(_row("", "alone", f"each of {NUMS_OF_RANKS[1]} processes"))
+        lines += [_row(name, *(si(one[name]) + "B" for one in held)) for name in held[0]]
+        lines.append(_row("all", *(si(sum(one.values())) + "B" for one in held)))
         lines += [_row(f"cached {name}", si(size) + "B", per) for name, (size, per) in self.cached.items()]
         seconds = step.total / (rate * SHARE_OF_MATMUL_RATE)
         whole, limit = train.max_steps * seconds, 60 * (train.max_train_minutes or math.inf)

@@ -45,6 +45,7 @@ def account_xfusion(
     flops: dict[str, Flops] = {}
     spent: dict[str, tuple[float, str]] = {}
     once, features, num_latents = Flops(), Flops(), 0
+    kept_bytes = num_text = 0
     encoders = {
         kind: build_encoder_skeleton(
             wanted.image_encoder, layer=wanted.encoder_layer, image_size=wanted.encoder_image_size
@@ -63,6 +64,8 @@ def account_xfusion(
         for name, (count, kind) in _tokens(batch, plan).items():
             spent[name] = (spent.get(name, (0.0, kind))[0] + count, kind)
         once += frozen_text_flops(model, batch, plan)
+        kept_bytes += sum(size for _, size in model.text_states.kept_bytes(batch, plan))
+        num_text += int((~batch.is_image).sum())
         num_latents += int(batch.image_is_target.sum()) if "image_input" in encoders else batch.num_images
         for kind, encoder in encoders.items():
             seen = batch.num_images if kind == "alignment" else int((~batch.image_is_target).sum())
@@ -83,7 +86,7 @@ def account_xfusion(
         samples_per_step=samples_per_step,
         once=_spent({"frozen text": once, "latents": latent_cost * num_latents, "features of images": features}, share),
         cached={
-            "text states": (4 * len(vision.layers) * model.text_tower.width, "per text token"),
+            **_text_cache(recipe, first, kept_bytes, num_text),
             "keys and values, while drawing": (_read_bytes(model), "per token before the image"),
             "keys and values, while writing": (_decoding_bytes(model), "per token"),
         },
@@ -92,6 +95,17 @@ def account_xfusion(
         assumed=first.assumed,
         tokens=tokens,
     )
+
+
+def _text_cache(recipe: Recipe, first: FirstStreams, kept_bytes: int, num_text: int) -> dict[str, tuple[int, str]]:
+    """Frozen text states of the first streams, which have so many bytes and text tokens; and of all samples."""
+    limit = recipe.text_cache_gb
+    bound = f"{limit:g} GB of them at most" if limit else "none: computed anew for every batch"
+    states = {"text states": (round(kept_bytes / max(1, num_text)), f"per text token (text_cache_gb: {bound})")}
+    if first.num_samples is not None:
+        whole = kept_bytes * first.num_samples // len(first.streams)
+        states["text states, all samples"] = (whole, "less where samples have the same text")
+    return states
 
 
 def _trained(vision: VisionTower) -> dict[str, int]:

@@ -161,7 +161,7 @@ class GatedBlock(FusedBlock):
 
     def __init__(self, layer: nn.Module, **settings: Any) -> None:
         super().__init__(layer, **settings)
-        self.gamma = nn.Parameter(torch.zeros(()))
+        self.gamma = nn.Parameter(torch.zeros(1))  # FSDP2 divides no scalar
 
     def forward(
         self, text_layer: nn.Module, tokens: Sequence[Tokens], before: KeyValues | None = None
