@@ -23,11 +23,12 @@ def design_cost(recipe: Recipe) -> dict[str, Any]:
     kept = ("parameters", "bytes_cached", "keeps_language")
     return {key: accounts["drawing"][key] for key in kept} | {
         kind: {
-            "of": NOMINAL[kind],
-            "flops_per_token": account["flops_per_token"],
+            "of": of,
+            "flops_per_token": accounts[kind]["flops_per_token"],
             "flops_once": {
-                name: flops / account["flops_per_step"]["samples"] for name, flops in account["flops_once"].items()
+                name: flops / accounts[kind]["flops_per_step"]["samples"]
+                for name, flops in accounts[kind]["flops_once"].items()
             },
         }
-        for kind, account in accounts.items()
+        for kind, of in NOMINAL.items()
     }

@@ -180,7 +180,7 @@ def test_text_states_are_told_by_the_token_with_the_limit_and_for_all_samples_wh
     assert "20 GB of them at most" in account.describe(1e9, measured=False)
     none = account_xfusion(build_recipe(settings | {"text_cache_gb": 0}))
     assert "none: computed anew" in none.describe(1e9, measured=False)
-    assert "text states, all samples" not in account_xfusion(account.recipe, assume_lengths=True).cached
+    assert "text states, all samples" not in account_xfusion(account.recipe, nominal="drawing").cached
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
