@@ -18,7 +18,7 @@ Overrides = Annotated[
 
 
 def train(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Train what a recipe says. Ctrl-C saves and stops; resume_from_checkpoint=latest goes on from there.
+    """Train what a recipe says. Ctrl-C saves and stops; train.resume_from_checkpoint=latest goes on from there.
 
     Several processes: torchrun --nproc-per-node 2 -m diptych train RECIPE
     """
