@@ -135,6 +135,18 @@ def test_what_a_later_stage_lacks_is_told_before_the_first_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_would_be_overwritten_is_told_before_anything_is_loaded(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(write_recipe(parts, tmp_path / "run"))
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "stages": []}), encoding="utf-8")
+    (tmp_path / "run" / "checkpoints" / "step-000009").mkdir(parents=True)
+    monkeypatch.setattr(registry, "build_method", lambda _: pytest.fail("a model was built"))
+    result = train(str(path))
+    assert result.exit_code == 2
+    assert "already holds step-000009; continue with train.resume_from_checkpoint=latest" in result.stderr
+
+
 def test_what_an_earlier_stage_writes_is_not_looked_for(parts: Path, tmp_path: Path) -> None:
     start = tmp_path / "run" / "connect" / "morph"
     result = train(write_recipe(parts, tmp_path / "run", vpit={"init_from": str(start)}))

@@ -130,10 +130,11 @@ def _file(name: str, path: str, *, what: str, known: Mapping[str, Any] | None = 
         if not isinstance(error, ValueError) and not is_of_the_hub(error):
             raise
         near = difflib.get_close_matches(name, known or (), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f", or one of: {', '.join(known)}" if known else ""
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        choices = f", or one of: {', '.join(known)}" if known and not near else ""
         raise ValueError(
-            f"the config of {what} is in no folder here and could not be fetched: {_first_line(error)}; "
-            f"give a folder or a Hugging Face id{hint}"
+            f"the config of {what}{meant} is in no folder here and could not be fetched: {_first_line(error)}; "
+            f"give a folder or a Hugging Face id{choices}"
         ) from error
 
 

@@ -45,7 +45,10 @@ def _train_one(recipe: Settings) -> int:
     from diptych.distributed import main_first
     from diptych.models.registry import build_method
     from diptych.studies.training_record import train_with_record
+    from diptych.train.checkpoint import find_checkpoint
 
+    if recipe.train.resume_from_checkpoint is None:  # what would be overwritten is told before anything is loaded
+        find_checkpoint(None, Path(recipe.output_dir) / "checkpoints")
     with main_first():  # the first to build fills the caches that the others then read
         method: Any = build_method(recipe)
     return train_with_record(method.recipe, method).exit_code
