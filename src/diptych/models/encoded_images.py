@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diptych.backbones.assets import cache_root
+from diptych.backbones.cache_folder import report_to_stderr
 from diptych.config import Recipe
 from diptych.data.images import Fit, Interpolation, image_to_tensor
 from diptych.data.recently_used import RecentlyUsed
@@ -25,6 +27,8 @@ ITEMS_KEPT = 262_144
 """Of what is made of images, in memory; the cache on disk gives the rest."""
 
 
+SECONDS_SILENT = 10.0
+"""Between two words about a long preparation."""
 SAVED_AT_ONCE = 1024
 """Images that are encoded before they reach the disk as one shard; a kill loses as many at most."""
 
@@ -73,6 +77,7 @@ class EncodedImages:
                 missing.append((path, name))
             else:
                 self._encoded.put(memory_key(path), kept["latent"])
+        said = time.monotonic()
         for start in range(0, len(missing), self.batch_size):
             chunk = missing[start : start + self.batch_size]
             images = torch.stack([self._read(open_reference(path)) for path, _ in chunk])
@@ -80,10 +85,13 @@ class EncodedImages:
                 own = self._encoded.put(memory_key(path), encoded.clone())
                 if self.cache is not None:
                     self.cache.put(name, {"latent": own})
-        self._num_unsaved += len(missing)
-        if self._num_unsaved >= SAVED_AT_ONCE and self.cache is not None:
-            self.cache.flush_or_warn()
-            self._num_unsaved = 0
+            self._num_unsaved += len(chunk)
+            if self._num_unsaved >= SAVED_AT_ONCE and self.cache is not None:
+                self.cache.flush_or_warn()
+                self._num_unsaved = 0
+            if time.monotonic() - said >= SECONDS_SILENT:
+                said = time.monotonic()
+                report_to_stderr(f"encoding images, once: {start + len(chunk)} of {len(missing)}")
 
     def flush(self) -> None:
         """Brings what was encoded to the disk. Raises ValueError if it cannot be written."""
