@@ -16,7 +16,7 @@ from diptych.models.morph_files import WEIGHTS, tensor_names
 from diptych.models.pixel_decoder import find_pixel_decoder
 from diptych.models.training_sources import some_usable
 from diptych.models.vpit_checkpoint import read_earlier
-from diptych.train.checkpoint import find_checkpoint
+from diptych.train.checkpoint import refuse_overwriting
 
 NUM_LOOKED_AT = 16
 """Records of a source, evenly over it: one of them must be good."""
@@ -56,7 +56,7 @@ def _checks(stage: Recipe, morphs: Sequence[Path]) -> list[tuple[str, Callable[[
         checks.append((f"decoder {decoder}", lambda: tensor_names(find_pixel_decoder(decoder)[0] / WEIGHTS)))
     if stage.train.resume_from_checkpoint is None:
         folder = Path(stage.output_dir, "checkpoints")
-        checks.append((f"checkpoints {folder}", lambda: find_checkpoint(None, folder)))
+        checks.append((f"checkpoints {folder}", lambda: refuse_overwriting(folder)))
     for number, source in enumerate(stage.data.sources):
         key = f"source {source.model_dump_json()} {stage.data.allow_urls} {stage.cache_dir}"
         checks.append((key, lambda number=number: _check_source(stage, number)))

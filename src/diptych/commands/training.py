@@ -42,13 +42,14 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
 
 def _train_one(recipe: Settings) -> int:
     """Gives the exit code. Nothing holds the model when it returns."""
-    from diptych.distributed import main_first
+    from diptych.distributed import main_first, on_main
     from diptych.models.registry import build_method
     from diptych.studies.training_record import train_with_record
-    from diptych.train.checkpoint import find_checkpoint
+    from diptych.train.checkpoint import refuse_overwriting
 
     if recipe.train.resume_from_checkpoint is None:  # what would be overwritten is told before anything is loaded
-        find_checkpoint(None, Path(recipe.output_dir) / "checkpoints")
+        folder = Path(recipe.output_dir) / "checkpoints"
+        on_main(lambda: refuse_overwriting(folder), what=f"looking into {folder}")
     with main_first():  # the first to build fills the caches that the others then read
         method: Any = build_method(recipe)
     return train_with_record(method.recipe, method).exit_code

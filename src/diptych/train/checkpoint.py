@@ -144,6 +144,16 @@ def find_latest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def refuse_overwriting(folder: Path) -> None:
+    """Raises CheckpointError where checkpoints stand, which a fresh run would overwrite."""
+    present = list_checkpoints(folder)
+    if present:
+        raise CheckpointError(
+            f"{folder} already holds {present[-1][1].name}; continue with train.resume_from_checkpoint=latest, "
+            "or choose another output_dir"
+        )
+
+
 def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
     """What a run starts from: None for a fresh start.
 
@@ -152,12 +162,7 @@ def find_checkpoint(resume: str | None, folder: Path) -> Checkpoint | None:
     is damaged; or if newer whole checkpoints than the path's stand in the same folder, which would win as `latest`.
     """
     if resume is None:
-        present = list_checkpoints(folder)
-        if present:
-            raise CheckpointError(
-                f"{folder} already holds {present[-1][1].name}; continue with train.resume_from_checkpoint=latest, "
-                "or choose another output_dir"
-            )
+        refuse_overwriting(folder)
         return None
     if resume == "latest":
         latest, present = find_latest(folder), list_checkpoints(folder)
