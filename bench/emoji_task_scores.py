@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("morph")
     parser.add_argument("data", type=Path)
-    parser.add_argument("--split", default="held_out", choices=("train", "held_out"))
+    parser.add_argument("--split", default="held_out", choices=("train", "test", "held_out"))
     parser.add_argument("--num", type=int, default=200)
     parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--image-guidance-scale", type=float, default=1.0)

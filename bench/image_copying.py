@@ -27,7 +27,7 @@ from diptych.nn.layer_parts import attention_input, project_key_value, project_q
 from diptych.settings import ObjectiveConfig
 from paired import print_table
 
-KINDS = {"add": "edit", "style": "edit", "colour": "edit", "inside": "paint", "outside": "paint"}
+KINDS = {"add": "edit", "style": "edit", "style, named": "edit", "colour": "edit", "inside": "paint", "outside": "paint"}
 
 
 def find_picks(folder: Path, split: str, num: int) -> dict[str, list[tuple[int, int, int]]]:
@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("morph")
     parser.add_argument("data", type=Path)
-    parser.add_argument("--split", default="held_out", choices=("train", "held_out"))
+    parser.add_argument("--split", default="held_out", choices=("train", "test", "held_out"))
     parser.add_argument("--num", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -109,6 +109,8 @@ def main() -> None:
     picks, times = find_picks(options.data, options.split, options.num), (0.2, 0.5, 0.8, 0.95)
     rows = []
     for kind, own in picks.items():
+        if not own:
+            continue
         batch = training.build_batch(own, seed=1)
         for title, of_another in (("own image", False), ("another's", True)):
             losses = [f"{flow_loss(training, batch, t, of_another=of_another):.3f}" for t in times]

@@ -36,10 +36,10 @@ class VisionTowerConfig(Settings):
     )
     boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
     init_from: str | None = Field(default=None, description="morph whose vision tower is trained on")
-    fresh_attention: bool = Field(
+    fresh_attention: bool | tuple[int, ...] = Field(
         default=False,
-        description="of init_from, leave the attention weights as a new tower has them: attention that has met one "
-        "image at a time shuts itself to the images of a request, and hardly learns to copy from them",
+        description="of init_from, leave the attention weights as a new tower has them, in all blocks (true) or in "
+        "those beside these layers: attention that has met one image at a time shuts itself to those of a request",
     )
     diffusion_transformer: str | None = Field(
         default=None,

@@ -195,10 +195,10 @@ READS = {"image_encoder": "vit-s14-focus", "encoder_layer": 3}
     [
         ({}, {"vision_tower": {"layer_design": "gated"}}, "vision_tower.layer_design dual, not gated"),
         ({}, {"vision_tower": {"layers": [1, 2]}}, r"vision_tower.layers \(0, 1, 2\), not \(1, 2\)"),
-        ({}, {"vision_tower": {"hidden_size": 16}}, "vision_tower.hidden_size null, not 16"),
+        ({}, {"vision_tower": {"hidden_size": 16}}, "vision_tower.hidden_size 32, not 16"),
         (
-            {"vision_tower": {"hidden_size": 32, "num_attention_heads": 4}},
-            {"vision_tower": {"hidden_size": 32, "num_attention_heads": 2}},
+            {"vision_tower": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}},
+            {"vision_tower": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}},
             "vision_tower.num_attention_heads 4, not 2",  # of the same shapes
         ),
         ({}, {"vision_tower": {"patch_size": 1}}, "vision_tower.patch_size 2, not 1"),
@@ -230,6 +230,27 @@ def test_a_tower_to_start_from_is_refused_before_any_weights_are_read(
     tower = later.get("vision_tower", {}) | {"init_from": str(start)}
     with pytest.raises(ValueError, match=rf"init_from .* has {says} as here; keep it"):
         checkpoint.build_morph(tiny_recipe(**base, **(later | {"vision_tower": tower})), cached=False)
+
+
+def test_a_width_left_out_is_the_language_models(tmp_path: Path) -> None:
+    language = build_language()
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    widths = {name: getattr(language.model.config, name) for name in names}
+    for number, (before, after) in enumerate([({}, widths), (widths, {})]):
+        folder = tmp_path / str(number)
+        morph = checkpoint.build_morph(
+            tiny_recipe(vision_tower=before), language=language, autoencoder=FakeAutoencoder(), cached=False
+        )
+        checkpoint.save_morph(folder, morph)
+        started = checkpoint.build_morph(
+            tiny_recipe(vision_tower={**after, "init_from": str(folder)}, seed=1),
+            language=language,
+            autoencoder=FakeAutoencoder(),
+            cached=False,
+        )
+        theirs = dict(morph.model.vision_tower.named_parameters())
+        for name, tensor in started.model.vision_tower.named_parameters():
+            assert torch.equal(tensor, theirs[name]), name
 
 
 def _without(tensors: dict[str, torch.Tensor]) -> None:

@@ -58,12 +58,35 @@ def test_attention_is_new_and_all_else_is_the_former_morphs(tmp_path: Path, towe
         assert not torch.equal(former[name], fresh[name]), name
 
 
+@pytest.mark.parametrize("tower", [{"layers": [0, 2]}, {}, {"layer_design": "gated"}, {"x_fuse": "both"}], ids=str)
+def test_attention_may_be_new_beside_some_layers_alone(tmp_path: Path, tower: dict[str, Any]) -> None:
+    before = trained(vision_tower=tower)
+    save_morph(tmp_path, before)
+    former, fresh = tower_of(before), tower_of(new(vision_tower=tower))
+    found = tower_of(new(vision_tower={**tower, "init_from": str(tmp_path), "fresh_attention": [2]}))
+    block = "blocks.1." if "layers" in tower else "blocks.2."
+    attention = {name for name in found if ".self_attn." in name and name.startswith(block)}
+    assert len(attention) >= 4
+    for name, tensor in found.items():
+        expected = fresh if name in attention else former
+        torch.testing.assert_close(tensor, expected[name], atol=0, rtol=0, msg=name)
+
+
+def test_a_layer_without_a_block_is_refused(tmp_path: Path) -> None:
+    tower = {"layers": [0, 2]}
+    save_morph(tmp_path, trained(vision_tower=tower))
+    with pytest.raises(ValueError, match=r"fresh_attention names layer 1, beside which .* choose from 0, 2"):
+        new(vision_tower={**tower, "init_from": str(tmp_path), "fresh_attention": [1]})
+
+
 def test_heads_may_then_be_others(tmp_path: Path) -> None:
     tower = {"layers": [0, 2], "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 1}
     save_morph(tmp_path, trained(vision_tower=tower))
     later = {**tower, "num_key_value_heads": 4, "init_from": str(tmp_path)}
     with pytest.raises(ValueError, match=r"has vision_tower.num_key_value_heads 1, not 4 as here"):
         new(vision_tower=later)
+    with pytest.raises(ValueError, match=r"has vision_tower.num_key_value_heads 1, not 4 as here"):
+        new(vision_tower={**later, "fresh_attention": [0, 2]})
     new(vision_tower={**later, "fresh_attention": True})
 
 

@@ -45,12 +45,21 @@ def build_emoji_tasks(
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     emoji: Annotated[Path, typer.Option(help="A built emoji set.")] = Path("data/emoji"),
     num_samples: Annotated[int, typer.Option(min=1, help="Training samples of each task.")] = 4000,
+    num_concepts: Annotated[int | None, typer.Option(min=1, help="How many concepts; left out: all.")] = None,
+    held_out_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of them never trained on.")] = 0.1,
 ) -> None:
     """Editing, painting, localisation and questions on scenes, made from a built emoji set; some concepts held out."""
     from diptych.data.builders.emoji_tasks import build_emoji_tasks as build
 
     with progress_bars() as report:
-        built = build(out, emoji_folder=emoji, num_samples=num_samples, progress=report)
+        built = build(
+            out,
+            emoji_folder=emoji,
+            num_samples=num_samples,
+            num_concepts=num_concepts,
+            held_out_fraction=held_out_fraction,
+            progress=report,
+        )
     print(f"{built.summary()}; what is in it: {out / 'card.md'}")
 
 

@@ -37,7 +37,7 @@ from diptych.models.morph_files import (
     tensor_names,
     write_morph_files,
 )
-from diptych.models.xfusion_building import XFusionModel, build_xfusion, build_xfusion_skeleton
+from diptych.models.xfusion_building import XFusionModel, build_xfusion, build_xfusion_skeleton, tower_widths
 from diptych.nn.layer_parts import check_routable
 from diptych.nn.towers.diffusion_layers import PretrainedTower
 
@@ -126,7 +126,7 @@ def build_morph(
         hashes = {"language_model": language.hash, "autoencoder": autoencoder.hash}
         if encoder is not None:
             hashes["image_encoder"] = encoder.hash
-        _start_from(model, recipe, find_morph(tower.init_from), hashes)
+        _start_from(model, recipe, find_morph(tower.init_from), hashes, language.model.config)
     device = compute_device()
     language.model.to(device)
     autoencoder.to(device)
@@ -155,19 +155,25 @@ def _note_another_objective(pretrained: PretrainedTower, recipe: Recipe) -> None
         )
 
 
-def _read_start(recipe: Recipe, folder: Path, *, num_layers: int) -> tuple[dict[str, Any], Recipe]:
+def _read_start(recipe: Recipe, folder: Path, language_config: Any) -> tuple[dict[str, Any], Recipe]:
     """Config and recipe of an earlier morph. Raises ValueError that names the setting where its tower's tensors would
-    not fit this recipe's tower, or mean something else in it, beside a language model of `num_layers`."""
+    not fit this recipe's tower, or mean something else in it, beside a language model of that config."""
     config = read_config(folder / CONFIG)
     earlier = build_recipe(config["recipe"], origin=str(folder / CONFIG))
     if earlier.method != "xfusion":
         raise ValueError(f"vision_tower.init_from {folder} is of method {earlier.method}; give a morph of xfusion")
-    theirs, own = (_kept_settings(one, num_layers=num_layers) for one in (earlier, recipe))
+    theirs, own = (_kept_settings(one, language_config) for one in (earlier, recipe))
     for key in own:
-        if theirs[key] != own[key] and not (recipe.vision_tower.fresh_attention and key.endswith("_heads")):
+        if theirs[key] != own[key] and not (recipe.vision_tower.fresh_attention is True and key.endswith("_heads")):
             raise ValueError(
                 f"vision_tower.init_from {folder} has {key} {theirs[key]}, not {own[key]} as here; keep it"
             )
+    fresh, layers = recipe.vision_tower.fresh_attention, own["vision_tower.layers"]
+    if not isinstance(fresh, bool) and (unknown := [layer for layer in fresh if layer not in layers]):
+        raise ValueError(
+            f"vision_tower.fresh_attention names layer {unknown[0]}, beside which no block of the tower stands; "
+            f"choose from {', '.join(map(str, layers))}"
+        )
     name = recipe.vision_tower.diffusion_transformer
     if config.get(TRANSFORMER) != (None if name is None else read_transformer_config(name)):
         before = earlier.vision_tower.diffusion_transformer
@@ -178,29 +184,40 @@ def _read_start(recipe: Recipe, folder: Path, *, num_layers: int) -> tuple[dict[
     return config, earlier
 
 
-def _kept_settings(recipe: Recipe, *, num_layers: int) -> dict[str, Any]:
-    """What `KEPT` names, by dotted name, as a recipe writes it."""
+def _kept_settings(recipe: Recipe, language_config: Any) -> dict[str, Any]:
+    """What `KEPT` names, by dotted name; layers and widths that were left out as they are chosen."""
     settings: dict[str, Any] = {"image_size": recipe.image_size}
     for group, keys in KEPT.items():
         settings |= {f"{group}.{key}": getattr(getattr(recipe, group), key, "(no image_input)") for key in keys}
     if settings["vision_tower.layers"] is None:
-        settings["vision_tower.layers"] = tuple(range(num_layers))
+        settings["vision_tower.layers"] = tuple(range(language_config.num_hidden_layers))
+    if recipe.vision_tower.diffusion_transformer is None:
+        widths = tower_widths(recipe.vision_tower, language_config)
+        settings |= {f"vision_tower.{key}": width for key, width in widths.items()}
     return {key: "null" if value is None else value for key, value in settings.items()}
 
 
-def _start_from(model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
+def _start_from(
+    model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[str, str], language_config: Any
+) -> None:
     """Puts an earlier morph's tower into this one. Raises ValueError as `_read_start`, and for other frozen parts. The
     head of another alignment, and attention where the recipe wants it fresh, stay as a new tower has them."""
-    config, earlier = _read_start(recipe, folder, num_layers=model.text_tower.num_layers)
+    config, earlier = _read_start(recipe, folder, language_config)
     wanted = {part: str(config["hashes"].get(part)) for part in hashes | config["hashes"]}
     check_hashes(folder, wanted, hashes, _frozen_names(earlier))
     tensors = dict(model.vision_tower.named_parameters())
     names = tensors.keys() | tensor_names(folder / WEIGHTS)
-    left = {name for name in names if recipe.vision_tower.fresh_attention and ATTENTION in name}
+    left = {name for name in names if ATTENTION in name and name.startswith(_fresh_blocks(model, recipe))}
     if _aligned_to(earlier) != _aligned_to(recipe):
         left |= {name for name in names if name.startswith("alignment.")}
     own = {name: tensor for name, tensor in tensors.items() if name not in left}
     load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"], optional=left)
+
+
+def _fresh_blocks(model: XFusionModel, recipe: Recipe) -> tuple[str, ...]:
+    """What the names of the weights of blocks with fresh attention begin with."""
+    fresh, layers = recipe.vision_tower.fresh_attention, model.vision_tower.layers
+    return tuple(f"blocks.{layers.index(layer)}." for layer in (layers if fresh is True else fresh or ()))
 
 
 def _aligned_to(recipe: Recipe) -> dict[str, Any] | None:
@@ -225,7 +242,7 @@ def _check_before_loading(recipe: Recipe, *, whole: bool) -> None:
     if whole:
         build_xfusion_skeleton(recipe, build_language_skeleton(name, trust_remote_code=trusted))
     if recipe.vision_tower.init_from is not None:
-        _read_start(recipe, find_morph(recipe.vision_tower.init_from), num_layers=config.num_hidden_layers)
+        _read_start(recipe, find_morph(recipe.vision_tower.init_from), config)
 
 
 def save_morph(folder: str | Path, morph: Morph, *, weights: dict[str, Tensor] | None = None) -> None:

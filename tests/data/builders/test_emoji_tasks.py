@@ -73,7 +73,7 @@ def words(sample: Sample) -> tuple[str, Any]:
 def test_the_card_equals_a_recount(tasks: Path) -> None:
     card = read_card(tasks)
     assert card.num_samples == {
-        f"{p}_{t}.jsonl": (30 if p == "train" else 3) for p in ("train", "held_out") for t in TASKS
+        f"{p}_{t}.jsonl": (30 if p == "train" else 3) for p in ("train", "test", "held_out") for t in TASKS
     }
     for name in card.num_samples:
         assert len(read_samples(tasks / name)) == card.num_samples[name]
@@ -94,16 +94,16 @@ def test_held_out_concepts_are_never_named_in_training(emoji: Path, tasks: Path)
     concepts = json.loads((emoji / "concepts.json").read_text())
     names = {c["name"] for c in concepts if not c["held_out_style"]}
     said: dict[str, set[str]] = {}
-    for prefix in ("train", "held_out"):
+    for prefix in ("train", "test", "held_out"):
         said[prefix] = set()
         for task in TASKS:
             for sample in read(tasks, f"{prefix}_{task}"):
                 request, answer = words(sample)
                 text = {*request.replace("?", " ").replace(".", " ").split(), answer, sample.meta.get("concept")}
                 said[prefix] |= {word for word in text if word in names}
-    assert said["train"]
     assert said["held_out"]
-    assert not said["train"] & said["held_out"]
+    assert not (said["train"] | said["test"]) & said["held_out"]
+    assert said["test"] & said["train"], "tests are on concepts that are trained"
     assert {c["name"] for c in concepts if c["held_out_style"]} & (said["train"] | said["held_out"]) == set()
 
 
@@ -115,12 +115,13 @@ def test_edits_are_what_was_asked_for(emoji: Path, tasks: Path) -> None:
         shown, changed, kind = picture(tasks, sample, 0), picture(tasks, sample, 1), sample.meta["kind"]
         kinds.add(kind)
         assert answer == 1
-        if kind == "style":
+        if kind in ("style", "style, named"):
             other = "fluent" if sample.meta["style"] == "openmoji" else "openmoji"
             path = emoji / concepts[sample.meta["concept"]]["images"][other]
             wanted = Image.open(path).convert("RGB").resize((60, 60), Image.Resampling.LANCZOS)
             assert np.array_equal(changed, np.asarray(wanted))
-            assert request == f"Redraw it in {'3D' if other == 'fluent' else 'flat'} style."
+            thing = "it" if kind == "style" else sample.meta["concept"]
+            assert request == f"Redraw {thing} in {'3D' if other == 'fluent' else 'flat'} style."
         elif kind == "colour":
             assert np.array_equal(
                 changed, np.asarray(recolour(Image.fromarray(shown.astype("uint8")), sample.meta["colour"]))
@@ -134,7 +135,21 @@ def test_edits_are_what_was_asked_for(emoji: Path, tasks: Path) -> None:
             assert differs[rows[0] : rows[1], columns[0] : columns[1]].any()
             differs[rows[0] : rows[1], columns[0] : columns[1]] = False
             assert not differs.any()
-    assert kinds == {"style", "colour", "add"}
+    assert kinds == {"style", "style, named", "colour", "add"}
+
+
+def test_so_many_concepts_as_asked_for(emoji: Path, tmp_path: Path) -> None:
+    build_emoji_tasks(
+        tmp_path / "set",
+        emoji_folder=emoji,
+        num_samples=20,
+        num_concepts=12,
+        held_out_fraction=0.5,
+        image_size=32,
+    )
+    assert read_card(tmp_path / "set").counts == {"concepts in training": 6, "concepts held out": 6}
+    shown = {sample.meta["concept"] for task in ("edit", "paint") for sample in read(tmp_path / "set", f"train_{task}")}
+    assert len(shown) == 6
 
 
 def test_painting_hides_a_part_and_nothing_else(tasks: Path) -> None:
@@ -222,6 +237,10 @@ def test_says_what_is_missing(emoji: Path, tmp_path: Path) -> None:
         build_emoji_tasks(tmp_path / "out", emoji_folder=tmp_path)
     with pytest.raises(ValueError, match="num_samples is 0"):
         build_emoji_tasks(tmp_path / "out", emoji_folder=emoji, num_samples=0)
+    with pytest.raises(ValueError, match="num_concepts is 999, but"):
+        build_emoji_tasks(tmp_path / "out", emoji_folder=emoji, num_concepts=999)
+    with pytest.raises(ValueError, match="of 8 concepts 1 would be held out"):
+        build_emoji_tasks(tmp_path / "out", emoji_folder=emoji, num_concepts=8)
     assert not (tmp_path / "out").exists()
 
 

@@ -109,6 +109,7 @@ def test_blocks_are_told_by_their_own_width(design: dict[str, Any], tmp_path: Pa
         ({"layer_design": "single"}, "the language model's own"),
         ({"init_from": "runs/a"}, "those of morph runs/a"),
         ({"init_from": "runs/a", "fresh_attention": True}, "those of morph runs/a, attention copied from the language"),
+        ({"init_from": "runs/a", "fresh_attention": [0]}, "those of morph runs/a, attention beside 0 copied from the"),
     ],
     ids=str,
 )

@@ -1,7 +1,8 @@
 """Tasks on emoji beyond drawing and naming (X-Fusion section 5): editing, painting, localisation, questions.
 
 Everything is made from a built emoji set, so that each right answer is known. Every sample has one picture and words
-in, and a picture or words out. A tenth of the concepts never stands in a training file.
+in, and a picture or words out. Some concepts never stand in a training file; what is made of trained concepts and
+never trained on is the split "test".
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ TASKS = {
     "locate": "a scene and a name, answered with its box in per cent of the side: left top right bottom",
     "ask": "a scene and a question on it: how many, is there, what stands where; answered in words",
 }
-PREFIXES = ("train", "held_out")
+PREFIXES = ("train", "test", "held_out")
 NUMBER_WORDS = ("none", "one", "two", "three", "four")
 LEAST_CHANGE = 0.004
 """Mean square by which a picture in another colour differs from before, of a range of 1: less is hardly seen."""
 CORNERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
-_BUILDER_VERSION = 3
+_BUILDER_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def build_emoji_tasks(
     *,
     emoji_folder: str | Path,
     num_samples: int = 4000,
+    num_concepts: int | None = None,
     held_out_fraction: float = 0.1,
     image_size: int = 128,
     seed: int = 0,
@@ -88,7 +90,8 @@ def build_emoji_tasks(
 ) -> BuiltSet:
     """Builds the tasks in the folder `out` from the built emoji set `emoji_folder`; the same arguments, the same files.
 
-    `num_samples`: of each task for training; a tenth as many held out. Errors: as of `build_emoji`.
+    `num_samples`: of each task for training; a tenth as many for tests, and on held-out concepts. `num_concepts`: to
+    choose from, drawn at random; None: all. Errors: as of `build_emoji`.
     """
     out, source = Path(out), Path(emoji_folder)
     if num_samples < 1:
@@ -101,13 +104,15 @@ def build_emoji_tasks(
         "builder_version": _BUILDER_VERSION,
         "emoji": parent.settings,
         "num_samples": num_samples,
+        "num_concepts": num_concepts,
         "held_out_fraction": held_out_fraction,
         "image_size": image_size,
         "seed": seed,
     }
     if is_built(out, settings):
         return BuiltSet(out, read_card(out), is_new=False)
-    pools = dict(zip(PREFIXES, _split_concepts(source, held_out_fraction, seed), strict=True))
+    trained, held_out = _split_concepts(source, num_concepts, held_out_fraction, seed)
+    pools = dict(zip(PREFIXES, (trained, trained, held_out), strict=True))
     counts: dict[str, int] = {}
     with building(out.resolve()) as folder:
         for prefix, pool in pools.items():
@@ -127,8 +132,8 @@ def build_emoji_tasks(
             description="Editing, painting, localisation and questions, made from emoji so that every answer is known.",
             settings=settings,
             counts={
-                "concepts in training": len(pools["train"].names),
-                "concepts held out": len(pools["held_out"].names),
+                "concepts in training": len(trained.names),
+                "concepts held out": len(held_out.names),
             },
             num_samples=counts,
             splits={f"{prefix}_{task}.jsonl": text for prefix in PREFIXES for task, text in TASKS.items()},
@@ -139,7 +144,7 @@ def build_emoji_tasks(
 
 
 def edit(pool: Pool, chance: random.Random, size: int) -> Task:
-    """Another style, another colour, or a second thing beside the first."""
+    """Another style (of "it", or of what the request names), another colour, or a second thing beside the first."""
     kind = chance.choice(("style", "colour", "add"))
     name, style = chance.choice(pool.names), chance.choice(sorted(STYLE_WORDS))
     picture = pool.picture(name, style).resize((size, size), Image.Resampling.LANCZOS)
@@ -152,7 +157,10 @@ def edit(pool: Pool, chance: random.Random, size: int) -> Task:
         meta["kind"] = "style"
         other = next(word for word in STYLE_WORDS if word != style)
         answer = pool.picture(name, other).resize((size, size), Image.Resampling.LANCZOS)
-        return Task(picture, f"Redraw it in {STYLE_WORDS[other]} style.", answer, meta)
+        if chance.random() < 0.5:
+            meta["kind"] = "style, named"
+        thing = "it" if meta["kind"] == "style" else name
+        return Task(picture, f"Redraw {thing} in {STYLE_WORDS[other]} style.", answer, meta)
     side = chance.choice(sorted(SIDES))
     other = chance.choice([one for one in pool.names if one != name])
     before = [Placed(name, picture, cell_box(1, 1, cells=3))]
@@ -255,14 +263,22 @@ def _write_sample(folder: Path, path: str, task: Task) -> Sample:
     return Sample(messages, tuple(images), task.meta)
 
 
-def _split_concepts(source: Path, held_out_fraction: float, seed: int) -> tuple[Pool, Pool]:
+def _split_concepts(
+    source: Path, num_concepts: int | None, held_out_fraction: float, seed: int
+) -> tuple[Pool, Pool]:
     """Concepts for training, and held out. What the emoji set itself holds out is in neither."""
     entries = json.loads((source / "concepts.json").read_text(encoding="utf-8"))
     entries = [entry for entry in entries if not entry["held_out_style"] and not entry.get("unseen")]
     entries.sort(key=lambda entry: hashlib.sha256(f"{seed}:{entry['name']}".encode()).hexdigest())
+    if num_concepts is not None and num_concepts > len(entries):
+        raise ValueError(f"num_concepts is {num_concepts}, but {source} has {len(entries)} to make scenes of")
+    entries = entries[:num_concepts]
     count = round(held_out_fraction * len(entries))
     if min(count, len(entries) - count) < 5:
-        raise ValueError(f"{source} has {len(entries)} concepts to make scenes of, too few; build more")
+        raise ValueError(
+            f"of {len(entries)} concepts {count} would be held out; of those and of the others there must be at least "
+            "5, to make scenes of"
+        )
     return _pool(source, entries[count:]), _pool(source, entries[:count])
 
 

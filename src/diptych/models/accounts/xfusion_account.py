@@ -123,9 +123,11 @@ def _start_of(tower: VisionTowerConfig, config: Any) -> str:
         start = "the language model's own"
     if tower.diffusion_transformer is not None:
         start = f"those of {tower.diffusion_transformer}"
-    if tower.init_from is not None:
-        start = f"those of morph {tower.init_from}" + (f", attention {start}" if tower.fresh_attention else "")
-    return start
+    if tower.init_from is None:
+        return start
+    fresh = tower.fresh_attention
+    where = "" if isinstance(fresh, bool) else f" beside {', '.join(map(str, fresh))}"
+    return f"those of morph {tower.init_from}" + (f", attention{where} {start}" if fresh else "")
 
 
 def _spent(costs: dict[str, Flops], share: float) -> dict[str, Flops]:
