@@ -27,7 +27,9 @@ from diptych.nn.layer_parts import attention_input, project_key_value, project_q
 from diptych.settings import ObjectiveConfig
 from paired import print_table
 
-KINDS = {"add": "edit", "style": "edit", "style, named": "edit", "colour": "edit", "inside": "paint", "outside": "paint"}
+KINDS = dict.fromkeys(("add", "style", "style, named", "colour"), "edit") | dict.fromkeys(
+    ("inside", "outside"), "paint"
+)
 
 
 def find_picks(folder: Path, split: str, num: int) -> dict[str, list[tuple[int, int, int]]]:

@@ -14,7 +14,7 @@ def probe(
     data: Annotated[Path, typer.Option(help="A built emoji set.")] = Path("data/emoji"),
     label: Annotated[str, typer.Option(help="What is told from an image: group, subgroup, style.")] = "group",
     noise: Annotated[float, typer.Option(min=0, max=1, help="Time that the latents are noised to; 0: clean.")] = 0.0,
-    num: Annotated[int | None, typer.Option(min=50, help="So many images at most.")] = None,
+    num: Annotated[int | None, typer.Option(min=50, help="So many images at most; a fifth is tested.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split and the noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the scores.")] = None,
 ) -> None:
@@ -40,7 +40,10 @@ def probe(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     some = next(iter(scores.values()))
-    print(f"{label} of an image, {some.num} images of held-out concepts, commonest class {some.chance:.1%}")
+    print(
+        f"{label} of {some.num} images of concepts that the classifier never saw; to say what is commonest among the "
+        f"others is right of {some.chance:.1%}"
+    )
     for name, score in scores.items():
         low, high = score.interval
         print(f"  {name:<10} {score.value:6.1%}  ({low:.1%} to {high:.1%})")

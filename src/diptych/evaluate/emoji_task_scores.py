@@ -43,7 +43,7 @@ def score_tasks(
     progress: Progress = lambda what, done, total: None,
     **drawing: Any,
 ) -> TaskScores:
-    """Over the first `num` samples of each task of a split ("train", "test", "held_out"). `drawing`: options of generation.
+    """Over the first `num` samples of each task of a split ("train", "test", "held_out"). `drawing`: of generation.
 
     An edit is right if, among the right answers of all edits of its kind, its own is nearest by the encoder's features;
     it is made if it is nearer in pixels to the right answer than to what was shown. Paintings: PSNR. A box is right if

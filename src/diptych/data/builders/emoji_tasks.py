@@ -263,9 +263,7 @@ def _write_sample(folder: Path, path: str, task: Task) -> Sample:
     return Sample(messages, tuple(images), task.meta)
 
 
-def _split_concepts(
-    source: Path, num_concepts: int | None, held_out_fraction: float, seed: int
-) -> tuple[Pool, Pool]:
+def _split_concepts(source: Path, num_concepts: int | None, held_out_fraction: float, seed: int) -> tuple[Pool, Pool]:
     """Concepts for training, and held out. What the emoji set itself holds out is in neither."""
     entries = json.loads((source / "concepts.json").read_text(encoding="utf-8"))
     entries = [entry for entry in entries if not entry["held_out_style"] and not entry.get("unseen")]
