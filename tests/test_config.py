@@ -44,7 +44,11 @@ def test_all_recipes_load(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("max_steps", "train.max_steps"), ("resume_from_checkpont", "train.resume_from_checkpoint")],
+    [
+        ("max_steps", "train.max_steps"),
+        ("train.seed", "seed"),
+        ("resume_from_checkpont", "train.resume_from_checkpoint"),
+    ],
 )
 def test_a_key_of_a_group_without_its_group_is_told_where_it_belongs(tmp_path: Path, key: str, meant: str) -> None:
     recipe = Path(__file__).parent.parent / "recipes" / "demo.yaml"

@@ -21,10 +21,10 @@ from diptych.settings import (
     SampleConfig,
     Settings,
     TrainConfig,
-    VisionTowerConfig,
     VPiTConfig,
     check_guidance,
 )
+from diptych.tower_settings import VisionTowerConfig
 
 HEEDED_BY: dict[str, tuple[str, ...]] = {
     "language_model": ("xfusion", "vpit"),
@@ -260,7 +260,9 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _keys_named(name: str) -> list[str]:
-    """Dotted names of the settings of any group that are called `name`, or nearly so."""
+    """Dotted names of the settings that are called `name`: of the recipe itself, else of any group, or nearly so."""
+    if name in Recipe.model_fields:
+        return [name]
     groups = {
         key: list(field.annotation.model_fields)
         for key, field in Recipe.model_fields.items()

@@ -51,6 +51,21 @@ def test_texts_and_images_are_told_in_the_order_of_the_answer(tmp_path: Path, mo
     assert colours == [(255, 0, 0), (0, 0, 255)]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--temperature", "0.5"], "--temperature is of --do-sample"),
+        (["--top-p", "0.5"], "--top-p is of --do-sample"),
+        (["--num-images", "2", "--generation-mode", "text"], "--num-images is of drawings"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(options: list[str], said: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["generate", "emoji-dual", "Draw.", "--out", str(tmp_path / "out"), *options])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_answer_of_one_kind_is_written_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert generate(monkeypatch, tmp_path / "drawn", picture("red")) == [str(tmp_path / "drawn" / "image-0.png")]
     assert not (tmp_path / "drawn" / "text.txt").exists()

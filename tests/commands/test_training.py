@@ -152,3 +152,27 @@ def test_what_an_earlier_stage_writes_is_not_looked_for(parts: Path, tmp_path: P
     result = train(write_recipe(parts, tmp_path / "run", vpit={"init_from": str(start)}))
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "morph" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("vision_tower.fresh_attention=[23]", "fresh_attention names layer 23"),
+        ("vision_tower.hidden_size=320", "has vision_tower.hidden_size 256, not 320 as here"),
+        ("vision_tower.patch_size=4", "has vision_tower.patch_size 2, not 4 as here"),
+    ],
+)
+def test_inspect_compares_the_morph_to_start_from(override: str, said: str) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "emoji-tasks.yaml"
+    result = CliRunner().invoke(cli.app, ["inspect", str(recipe), "--gflops", "100", override])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not result.stdout
+
+
+def test_inspect_says_that_a_morph_to_start_from_is_not_there(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "emoji-tasks.yaml"
+    elsewhere = f"vision_tower.init_from={tmp_path / 'none'}"
+    result = CliRunner().invoke(cli.app, ["inspect", str(recipe), "--gflops", "100", elsewhere])
+    assert result.exit_code == 0, result.exception
+    assert "there is no morph at" in result.stderr

@@ -80,6 +80,9 @@ def test_a_caption_says_what_is_said() -> None:
 def test_folders_without_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         draw_folder_sheet(tmp_path / "none")
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(ValueError, match=r"x\.txt is a file; give the folder of the data set"):
+        draw_folder_sheet(tmp_path / "x.txt")
     with pytest.raises(ValueError, match=r"no \.jsonl"):
         draw_folder_sheet(tmp_path)
     with pytest.raises(ValueError, match="out of 0 samples"):

@@ -9,7 +9,7 @@ import torch
 
 from diptych.models.checkpoint import build_morph
 from diptych.models.xfusion_building import WIDTHS, tower_widths
-from diptych.settings import VisionTowerConfig
+from diptych.tower_settings import VisionTowerConfig
 from tiny_xfusion import FakeAutoencoder, build_language, tiny_recipe
 
 LANGUAGE = build_language("llama")

@@ -74,6 +74,12 @@ def generate(
     """
     if not prompt.strip():
         raise ValueError('the prompt is empty; say what to draw, such as "Draw a red apple in 3D style."')
+    if not do_sample and (temperature != 1 or top_p != 1):
+        raise ValueError(
+            f"{'--temperature' if temperature != 1 else '--top-p'} is of --do-sample; add that, or leave it out"
+        )
+    if num_images > 1 and generation_mode is Mode.text:
+        raise ValueError("--num-images is of drawings, and --generation-mode text draws none; leave one of the two out")
     images = image or []
     for path in images:
         if not path.is_file():

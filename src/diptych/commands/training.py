@@ -73,9 +73,11 @@ def inspect(
     stages = expand_stages(load_recipe(recipe, overrides or []))
     from diptych.models.accounts.recipe_account import account_recipe
     from diptych.models.accounts.run_account import measure_matmul_rate
+    from diptych.models.checkpoint import check_start
 
     accounts = []
     for stage in stages:
+        check_start(stage)
         account = account_recipe(stage)
         settings = account.recipe
         rate = assume * 1e9 if assume is not None else measure_matmul_rate(account.dtype)
@@ -83,7 +85,12 @@ def inspect(
             print(f"stage that writes into {settings.output_dir}")
         if settings.vision_tower != stage.vision_tower:
             chosen = settings.vision_tower
-            print(f"matched: hidden_size {chosen.hidden_size}, intermediate_size {chosen.intermediate_size}")
+            other, asked = stage.vision_tower.match_to, stage.vision_tower.match
+            design = "dual" if other is None else other.layer_design
+            print(
+                f"matched to the {asked} of a {design} tower: hidden_size {chosen.hidden_size}, intermediate_size "
+                f"{chosen.intermediate_size}"
+            )
         print(account.describe(rate, measured=assume is None))
         accounts.append({"recipe": settings.model_dump(mode="json"), **account.as_dict()})
     if out is not None:

@@ -86,6 +86,8 @@ def draw_folder_sheet(folder: str | Path, num: int = 8) -> Image.Image:
     Raises ValueError if the folder has none, or one cannot be read.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give the folder of the data set, {folder.parent}, or a recipe (.yaml)")
     if not folder.is_dir():
         raise ValueError(
             f"data folder {folder} does not exist; build one with: diptych data build emoji --out {folder}"

@@ -107,7 +107,7 @@ def probe_emoji(
         raise ValueError(f"unknown label {label!r}; choose one of: {', '.join(LABELS)}")
     path = data / "concepts.json"
     if not path.is_file():
-        raise ValueError(f"{data} holds no emoji set; build one with: diptych data build emoji --out {data}")
+        raise ValueError(f"{data} holds no emoji set; build one with: diptych data build emoji --out data/emoji")
     entries = json.loads(path.read_text(encoding="utf-8"))
     rows = [
         (entry["name"], style if label == "style" else entry[label], data / file)

@@ -30,6 +30,7 @@ from diptych.models.morph_files import (
     WEIGHTS,
     check_hashes,
     find_language,
+    find_local_morph,
     find_morph,
     load_tensors,
     read_config,
@@ -243,6 +244,19 @@ def _check_before_loading(recipe: Recipe, *, whole: bool) -> None:
         build_xfusion_skeleton(recipe, build_language_skeleton(name, trust_remote_code=trusted))
     if recipe.vision_tower.init_from is not None:
         _read_start(recipe, find_morph(recipe.vision_tower.init_from), config)
+
+
+def check_start(recipe: Recipe) -> None:
+    """Compares a recipe with the morph that its tower starts from, if that is on this machine; says so if it is not.
+    Raises ValueError as `build_morph`."""
+    name = recipe.vision_tower.init_from
+    if recipe.method != "xfusion" or name is None:
+        return
+    if (folder := find_local_morph(name)) is None:
+        print(f"note: there is no morph at {name} here, so its settings are not compared", file=sys.stderr)
+        return
+    config = read_language_config(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
+    _read_start(match_widths(recipe), folder, config)
 
 
 def save_morph(folder: str | Path, morph: Morph, *, weights: dict[str, Tensor] | None = None) -> None:

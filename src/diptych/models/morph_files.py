@@ -26,16 +26,13 @@ REQUIRED = {"hashes", "recipe", "weights_sha256"}
 def find_morph(path: str | Path) -> Path:
     """The folder of a morph: a path, the name of one that Diptych carries, or a Hub id (fetched)."""
     folder = Path(path)
-    if (folder / CONFIG).is_file():
-        return folder
+    if (found := find_local_morph(path)) is not None:
+        return found
     if folder.exists():
         raise ValueError(
             f"{folder} is not a morph: it has no {CONFIG}; give a folder written by diptych train, "
             "such as runs/demo/morph"
         )
-    for root in carried_roots():
-        if (root / str(path) / CONFIG).is_file():
-            return root / str(path)
     parts = str(path).split("/")
     if len(parts) == 2 and all(parts) and not str(path).startswith("."):
         from huggingface_hub import snapshot_download
@@ -51,6 +48,12 @@ def find_morph(path: str | Path) -> Path:
         f"there is no morph at {path}; give a folder written by diptych train, a Hub id, or one of: "
         f"{', '.join(carried) or 'none carried'}"
     )
+
+
+def find_local_morph(path: str | Path) -> Path | None:
+    """As `find_morph`, of what is on this machine without a look into the Hub's cache; None: there is none."""
+    folders = [Path(path), *(root / str(path) for root in carried_roots())]
+    return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
 
 
 def carried_roots() -> list[Path]:

@@ -17,7 +17,8 @@ from diptych.models.xfusion import XFusion
 from diptych.nn.towers.diffusion_layers import PretrainedTower
 from diptych.nn.towers.text import TextTower
 from diptych.nn.towers.vision_tower import VisionTower
-from diptych.settings import AlignmentConfig, ImageInputConfig, VisionTowerConfig
+from diptych.settings import AlignmentConfig, ImageInputConfig
+from diptych.tower_settings import VisionTowerConfig
 
 XFusionModel = XFusion | FusedXFusion
 

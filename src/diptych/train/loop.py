@@ -327,8 +327,8 @@ class _Run:
         if self.measures:
             row["measures"], self.measures = self.measures, {}
         progress.window.totals, progress.window.counts = {}, {}
-        self.row_pace = Pace()
-        self.display.show_row(row, seconds_left=self._seconds_left())
+        left, self.row_pace = self._seconds_left(), Pace()
+        self.display.show_row(row, seconds_left=left)
         distributed.on_main(lambda: self.log.write(row) if self.log else None, what="writing the log")
 
     def _draw_grid(self) -> None:

@@ -100,8 +100,28 @@ def test_without_match_nothing_changes(language_folder: str) -> None:
 
 
 def test_says_what_cannot_be_matched(language_folder: str) -> None:
-    with pytest.raises(ValueError, match=r"hidden_size 2048.*times the parameters"):
+    with pytest.raises(
+        ValueError, match=r"hidden_size 2048.*times the parameters.*of a dual tower beside all.*smaller"
+    ):
         match_widths(build(language_folder, hidden_size=2048, match="parameters"))
+    few = {"hidden_size": 16, "num_attention_heads": 1, "match_to": {"layers": [0, 1]}}
+    with pytest.raises(ValueError, match=r"0\.\d+ times the parameters.* beside 2 layers; give a larger"):
+        match_widths(build(language_folder, match="parameters", **few))
+
+
+@pytest.mark.parametrize("named", [None, {"layer_design": "gated"}])
+def test_what_it_is_matched_to_is_as_itself_but_for_its_design(
+    language_folder: str, named: dict[str, Any] | None
+) -> None:
+    same = {"time_conditioning": "adaln", "text_pooling": True, "patch_size": 1, "boundary_tokens": False}
+    matched = match_widths(build(language_folder, match="parameters", match_to=named, **same))
+    other = build(language_folder, **same, **(named or {}))
+    assert cost(matched, "parameters") == pytest.approx(cost(other, "parameters"), rel=0.01)
+    own = build(
+        language_folder, match="parameters", match_to={"time_conditioning": "add"}, **same
+    ).vision_tower.match_to
+    assert own is not None
+    assert (own.time_conditioning, own.text_pooling) == ("add", True)
 
 
 def test_says_where_what_is_matched_to_cannot_be_built(language_folder: str) -> None:

@@ -114,7 +114,14 @@ def test_blocks_are_told_by_their_own_width(design: dict[str, Any], tmp_path: Pa
     ids=str,
 )
 def test_it_is_said_where_the_layers_come_from(tower: dict[str, Any], said: str, tmp_path: Path) -> None:
-    assert f"vision tower: its layers are {said}" in account_of(tmp_path, tower).describe(1e9, measured=False)
+    told = account_of(tmp_path, tower).describe(1e9, measured=False)
+    assert f"vision tower ({tower.get('layer_design', 'dual')}): its layers are {said}" in told
+
+
+def test_x_fuse_is_told(tmp_path: Path) -> None:
+    assert "vision tower (dual, x_fuse both): its" in account_of(tmp_path, {"x_fuse": "both"}).describe(
+        1e9, measured=False
+    )
 
 
 @pytest.mark.parametrize("design", ["dual", "single"])

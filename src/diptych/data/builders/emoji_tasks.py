@@ -48,7 +48,11 @@ TASKS = {
     "locate": "a scene and a name, answered with its box in per cent of the side: left top right bottom",
     "ask": "a scene and a question on it: how many, is there, what stands where; answered in words",
 }
-PREFIXES = ("train", "test", "held_out")
+PREFIXES = {
+    "train": "for training",
+    "test": "never trained on, of concepts that are",
+    "held_out": "of concepts that no training file shows",
+}
 NUMBER_WORDS = ("none", "one", "two", "three", "four")
 LEAST_CHANGE = 0.004
 """Mean square by which a picture in another colour differs from before, of a range of 1: less is hardly seen."""
@@ -136,7 +140,11 @@ def build_emoji_tasks(
                 "concepts held out": len(held_out.names),
             },
             num_samples=counts,
-            splits={f"{prefix}_{task}.jsonl": text for prefix in PREFIXES for task, text in TASKS.items()},
+            splits={
+                f"{prefix}_{task}.jsonl": f"{text}; {of}"
+                for prefix, of in PREFIXES.items()
+                for task, text in TASKS.items()
+            },
             licences=with_changed_pictures(parent.licences),
         )
         write_card(folder, card)
@@ -269,13 +277,16 @@ def _split_concepts(source: Path, num_concepts: int | None, held_out_fraction: f
     entries = [entry for entry in entries if not entry["held_out_style"] and not entry.get("unseen")]
     entries.sort(key=lambda entry: hashlib.sha256(f"{seed}:{entry['name']}".encode()).hexdigest())
     if num_concepts is not None and num_concepts > len(entries):
-        raise ValueError(f"num_concepts is {num_concepts}, but {source} has {len(entries)} to make scenes of")
+        raise ValueError(
+            f"num_concepts is {num_concepts}, but {source} has {len(entries)} that are held out in neither style; "
+            "choose at most so many"
+        )
     entries = entries[:num_concepts]
     count = round(held_out_fraction * len(entries))
     if min(count, len(entries) - count) < 5:
         raise ValueError(
             f"of {len(entries)} concepts {count} would be held out; of those and of the others there must be at least "
-            "5, to make scenes of"
+            "5, to make scenes of: choose more concepts (num_concepts), or another held_out_fraction"
         )
     return _pool(source, entries[count:]), _pool(source, entries[:count])
 

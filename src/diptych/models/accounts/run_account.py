@@ -150,7 +150,9 @@ class RunAccount:
                 else "  language: NOT kept; layers of the language model itself are trained"
             )
         if self.tower_start is not None:
-            lines.append(f"  vision tower: its layers are {self.tower_start}")
+            tower = self.recipe.vision_tower
+            design = tower.layer_design + ("" if tower.x_fuse == "none" else f", x_fuse {tower.x_fuse}")
+            lines.append(f"  vision tower ({design}): its layers are {self.tower_start}")
         assumed = f" (assumed: {self.assumed})" if self.assumed else ""
         lines.append(f"FLOPs of one step of {self.samples_per_step} samples{assumed}")
         lines.append(_row("", "forward", "backward", "forward + backward, of each token"))

@@ -14,7 +14,7 @@ from diptych.models.accounts.first_streams import find_tokenizer, first_streams
 from diptych.models.accounts.xfusion_account import account_xfusion
 from diptych.models.xfusion_building import is_copied, measure_head_dim
 from diptych.nn.heads import image_tokens
-from diptych.settings import VisionTowerConfig
+from diptych.tower_settings import VisionTowerConfig
 
 STEP = 8
 """Of intermediate_size: kernels like multiples of it."""
@@ -34,7 +34,7 @@ def match_widths(recipe: Recipe) -> Recipe:
     if recipe.method != "xfusion" or tower.match is None:
         return recipe
     language = build_language_skeleton(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
-    wanted = tower.match_to or VisionTowerConfig(patch_size=tower.patch_size, boundary_tokens=tower.boundary_tokens)
+    wanted = tower.match_to or VisionTowerConfig()
     cost = _cost_of(recipe, language)
     try:
         target = cost(wanted)
@@ -73,10 +73,12 @@ def match_widths(recipe: Recipe) -> Recipe:
     reached, best = min(nearest, key=lambda pair: abs(pair[0] - target))
     miss = reached / target - 1
     if abs(miss) > TOLERANCE:
+        remedy = "a smaller hidden_size, or fewer layers" if miss > 0 else "a larger hidden_size, or more layers"
+        layers = "all layers" if wanted.layers is None else f"{len(wanted.layers)} layers"
         raise ValueError(
             f"vision_tower.match: the nearest {tower.layer_design} tower (hidden_size {best.hidden_size}, "
-            f"intermediate_size {best.intermediate_size}) has {1 + miss:.2f} times the {tower.match} asked for; "
-            "give another hidden_size, or fewer layers"
+            f"intermediate_size {best.intermediate_size}) has {1 + miss:.2f} times the {tower.match} asked for, those "
+            f"of a {wanted.layer_design} tower beside {layers}; give {remedy}, or another vision_tower.match_to"
         )
     return settled(best)
 

@@ -19,7 +19,7 @@ from diptych.models.xfusion_building import XFusionModel, build_xfusion_skeleton
 from diptych.nn.towers.vision_tower import VisionTower
 from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
-from diptych.settings import VisionTowerConfig
+from diptych.tower_settings import VisionTowerConfig
 
 
 def account_xfusion(
