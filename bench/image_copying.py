@@ -27,9 +27,7 @@ from diptych.nn.layer_parts import attention_input, project_key_value, project_q
 from diptych.settings import ObjectiveConfig
 from paired import print_table
 
-KINDS = dict.fromkeys(("add", "style", "style, named", "colour"), "edit") | dict.fromkeys(
-    ("inside", "outside"), "paint"
-)
+KINDS = ("add", "style", "style, named", "colour", "inside", "outside")
 
 
 def find_picks(folder: Path, split: str, num: int) -> dict[str, list[tuple[int, int, int]]]:

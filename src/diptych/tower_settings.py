@@ -58,10 +58,10 @@ class VisionTowerConfig(Settings):
     def _all_or_some(cls, value: Any) -> Any:
         layers = value if isinstance(value, list | tuple) else None
         if isinstance(value, bool) or (layers and all(type(layer) is int for layer in layers)):
-            if layers and list(layers) != sorted(set(layers)):
-                raise ValueError(f"layers must stand once each, ascending; they are {list(layers)}")
+            if layers and (list(layers) != sorted(set(layers)) or layers[0] < 0):
+                raise ValueError(f"layers must stand once each, ascending from 0 up; they are {list(layers)}")
             return value
-        raise ValueError(f"must be true (all layers), false, or a list of layers such as [21]; it is {value!r}")
+        raise ValueError("must be true (all layers), false, or a list of layers such as [21]")
 
     @model_validator(mode="before")
     @classmethod
@@ -69,7 +69,7 @@ class VisionTowerConfig(Settings):
         if not isinstance(values, dict) or not values.get("match"):
             return values
         shared = {name: values[name] for name in SHARED if name in values}
-        other = values.get("match_to") or {}
+        other = {} if values.get("match_to") is None else values["match_to"]
         return {**values, "match_to": {**shared, **other}} if isinstance(other, dict) else values
 
     @model_validator(mode="after")

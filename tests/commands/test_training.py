@@ -157,6 +157,7 @@ def test_what_an_earlier_stage_writes_is_not_looked_for(parts: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("vision_tower.layers=[18,19,20,21,22,24,26,40]", "names layer 40"),
         ("vision_tower.fresh_attention=[23]", "fresh_attention names layer 23"),
         ("vision_tower.hidden_size=320", "has vision_tower.hidden_size 256, not 320 as here"),
         ("vision_tower.patch_size=4", "has vision_tower.patch_size 2, not 4 as here"),
@@ -168,6 +169,18 @@ def test_inspect_compares_the_morph_to_start_from(override: str, said: str) -> N
     assert result.exit_code == 2
     assert said in result.stderr
     assert not result.stdout
+
+
+def test_inspect_of_what_cannot_be_a_start_is_refused(tmp_path: Path) -> None:
+    recipe = str(Path(__file__).parents[2] / "recipes" / "emoji-tasks.yaml")
+    llm = tmp_path / "llm"
+    llm.mkdir()
+    (llm / "config.json").write_text('{"model_type": "gpt2"}')
+    starts = [(f"vision_tower.init_from={tmp_path}", "is not a morph"), (f"language_model={llm}", "gpt2")]
+    for override, said in starts:
+        result = CliRunner().invoke(cli.app, ["inspect", recipe, "--gflops", "100", override])
+        assert result.exit_code == 2, result.exception
+        assert said in result.stderr.lower()
 
 
 def test_inspect_says_that_a_morph_to_start_from_is_not_there(tmp_path: Path) -> None:

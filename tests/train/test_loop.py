@@ -48,8 +48,8 @@ def final_state(output: Path) -> dict[str, Any]:
 
 
 def test_time_left_is_told_from_the_first_step_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    method = HookedMethod(lambda done: time.sleep(0.2))
-    run_training(toy_recipe(tmp_path, max_steps=20, logging_steps=1), method)
+    method = HookedMethod(lambda done: time.sleep(0.6))
+    run_training(toy_recipe(tmp_path, max_steps=3, logging_steps=1), method)
     told = [line.rpartition("left ")[2] for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert told[0] != "0s"
     assert told[-1] == "0s"

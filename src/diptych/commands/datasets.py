@@ -46,7 +46,9 @@ def build_emoji_tasks(
     emoji: Annotated[Path, typer.Option(help="A built emoji set.")] = Path("data/emoji"),
     num_samples: Annotated[int, typer.Option(min=1, help="Training samples of each task.")] = 4000,
     num_concepts: Annotated[int | None, typer.Option(min=1, help="How many concepts; left out: all.")] = None,
-    held_out_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of them never trained on.")] = 0.1,
+    held_out_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of them never trained on, between 0 and 1.")
+    ] = 0.1,
 ) -> None:
     """Editing, painting, localisation and questions on scenes, made from a built emoji set; some concepts held out."""
     from diptych.data.builders.emoji_tasks import build_emoji_tasks as build

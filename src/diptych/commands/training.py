@@ -77,9 +77,9 @@ def inspect(
 
     accounts = []
     for stage in stages:
-        check_start(stage)
         account = account_recipe(stage)
         settings = account.recipe
+        check_start(settings)
         rate = assume * 1e9 if assume is not None else measure_matmul_rate(account.dtype)
         if len(stages) > 1:
             print(f"stage that writes into {settings.output_dir}")

@@ -163,6 +163,13 @@ def _read_start(recipe: Recipe, folder: Path, language_config: Any) -> tuple[dic
     earlier = build_recipe(config["recipe"], origin=str(folder / CONFIG))
     if earlier.method != "xfusion":
         raise ValueError(f"vision_tower.init_from {folder} is of method {earlier.method}; give a morph of xfusion")
+    name = recipe.vision_tower.diffusion_transformer
+    if config.get(TRANSFORMER) != (None if name is None else read_transformer_config(name)):
+        before = earlier.vision_tower.diffusion_transformer
+        raise ValueError(
+            f"vision_tower.init_from {folder} was made of vision_tower.diffusion_transformer {before or 'null'}, whose "
+            f"config is not that of {name or 'null'} as here; keep it"
+        )
     theirs, own = (_kept_settings(one, language_config) for one in (earlier, recipe))
     for key in own:
         if theirs[key] != own[key] and not (recipe.vision_tower.fresh_attention is True and key.endswith("_heads")):
@@ -174,13 +181,6 @@ def _read_start(recipe: Recipe, folder: Path, language_config: Any) -> tuple[dic
         raise ValueError(
             f"vision_tower.fresh_attention names layer {unknown[0]}, beside which no block of the tower stands; "
             f"choose from {', '.join(map(str, layers))}"
-        )
-    name = recipe.vision_tower.diffusion_transformer
-    if config.get(TRANSFORMER) != (None if name is None else read_transformer_config(name)):
-        before = earlier.vision_tower.diffusion_transformer
-        raise ValueError(
-            f"vision_tower.init_from {folder} was made of vision_tower.diffusion_transformer {before or 'null'}, whose "
-            f"config is not that of {name or 'null'} as here; keep it"
         )
     return config, earlier
 
@@ -247,16 +247,16 @@ def _check_before_loading(recipe: Recipe, *, whole: bool) -> None:
 
 
 def check_start(recipe: Recipe) -> None:
-    """Compares a recipe with the morph that its tower starts from, if that is on this machine; says so if it is not.
-    Raises ValueError as `build_morph`."""
+    """Compares the settings of a recipe, whose tower can be built, with those of the morph that it starts from; says so
+    if that is not on this machine. Raises ValueError as `build_morph`, which compares the frozen parts' hashes, too."""
     name = recipe.vision_tower.init_from
     if recipe.method != "xfusion" or name is None:
         return
-    if (folder := find_local_morph(name)) is None:
+    if find_local_morph(name) is None and not Path(name).exists():
         print(f"note: there is no morph at {name} here, so its settings are not compared", file=sys.stderr)
         return
     config = read_language_config(recipe.language_model, trust_remote_code=recipe.trust_remote_code)
-    _read_start(match_widths(recipe), folder, config)
+    _read_start(recipe, find_morph(name), config)
 
 
 def save_morph(folder: str | Path, morph: Morph, *, weights: dict[str, Tensor] | None = None) -> None:

@@ -52,7 +52,7 @@ def find_morph(path: str | Path) -> Path:
 
 def find_local_morph(path: str | Path) -> Path | None:
     """As `find_morph`, of what is on this machine without a look into the Hub's cache; None: there is none."""
-    folders = [Path(path), *(root / str(path) for root in carried_roots())]
+    folders = [Path(path)] if Path(path).exists() else [root / str(path) for root in carried_roots()]
     return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
 
 

@@ -104,6 +104,11 @@ def test_held_out_concepts_are_never_named_in_training(emoji: Path, tasks: Path)
     assert said["held_out"]
     assert not (said["train"] | said["test"]) & said["held_out"]
     assert said["test"] & said["train"], "tests are on concepts that are trained"
+    for task in ("paint", "locate", "ask"):
+        shown = {
+            prefix: {picture(tasks, one, 0).tobytes() for one in read(tasks, f"{prefix}_{task}")} for prefix in said
+        }
+        assert not shown["train"] & shown["test"], f"{task}: scenes and masks are new"
     assert {c["name"] for c in concepts if c["held_out_style"]} & (said["train"] | said["held_out"]) == set()
 
 
@@ -237,8 +242,9 @@ def test_says_what_is_missing(emoji: Path, tmp_path: Path) -> None:
         build_emoji_tasks(tmp_path / "out", emoji_folder=tmp_path)
     with pytest.raises(ValueError, match="num_samples is 0"):
         build_emoji_tasks(tmp_path / "out", emoji_folder=emoji, num_samples=0)
-    with pytest.raises(ValueError, match="num_concepts is 999, but"):
-        build_emoji_tasks(tmp_path / "out", emoji_folder=emoji, num_concepts=999)
+    for wrong in (999, 0, -3):
+        with pytest.raises(ValueError, match=f"num_concepts is {wrong}, but"):
+            build_emoji_tasks(tmp_path / "out", emoji_folder=emoji, num_concepts=wrong)
     with pytest.raises(ValueError, match="of 8 concepts 1 would be held out"):
         build_emoji_tasks(tmp_path / "out", emoji_folder=emoji, num_concepts=8)
     assert not (tmp_path / "out").exists()

@@ -1,8 +1,8 @@
 """Tasks on emoji beyond drawing and naming (X-Fusion section 5): editing, painting, localisation, questions.
 
 Everything is made from a built emoji set, so that each right answer is known. Every sample has one picture and words
-in, and a picture or words out. Some concepts never stand in a training file; what is made of trained concepts and
-never trained on is the split "test".
+in, and a picture or words out. Some concepts never stand in a training file. The split "test" is drawn anew from those
+that do: new scenes and masks, while of one thing's styles and colours there are so few that most are trained on, too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TASKS = {
 }
 PREFIXES = {
     "train": "for training",
-    "test": "never trained on, of concepts that are",
+    "test": "drawn anew, of the same concepts (what is made of their styles and colours mostly stands there, too)",
     "held_out": "of concepts that no training file shows",
 }
 NUMBER_WORDS = ("none", "one", "two", "three", "four")
@@ -276,7 +276,7 @@ def _split_concepts(source: Path, num_concepts: int | None, held_out_fraction: f
     entries = json.loads((source / "concepts.json").read_text(encoding="utf-8"))
     entries = [entry for entry in entries if not entry["held_out_style"] and not entry.get("unseen")]
     entries.sort(key=lambda entry: hashlib.sha256(f"{seed}:{entry['name']}".encode()).hexdigest())
-    if num_concepts is not None and num_concepts > len(entries):
+    if num_concepts is not None and not 1 <= num_concepts <= len(entries):
         raise ValueError(
             f"num_concepts is {num_concepts}, but {source} has {len(entries)} that are held out in neither style; "
             "choose at most so many"

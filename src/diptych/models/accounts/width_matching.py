@@ -73,7 +73,9 @@ def match_widths(recipe: Recipe) -> Recipe:
     reached, best = min(nearest, key=lambda pair: abs(pair[0] - target))
     miss = reached / target - 1
     if abs(miss) > TOLERANCE:
-        remedy = "a smaller hidden_size, or fewer layers" if miss > 0 else "a larger hidden_size, or more layers"
+        remedy = "a smaller hidden_size" if miss > 0 else "a larger hidden_size"
+        if tower.layer_design == "dual" and (miss > 0 or tower.layers is not None):
+            remedy += ", fewer layers" if miss > 0 else ", more layers"
         layers = "all layers" if wanted.layers is None else f"{len(wanted.layers)} layers"
         raise ValueError(
             f"vision_tower.match: the nearest {tower.layer_design} tower (hidden_size {best.hidden_size}, "
