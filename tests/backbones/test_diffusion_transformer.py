@@ -100,6 +100,13 @@ def test_a_morph_of_another_transformer_is_no_start(tmp_path: Path, other: str |
         build(tmp_path, diffusion_transformer=other and str(tmp_path / other), init_from=str(tmp_path / "morph"))
 
 
+def test_a_morph_of_no_transformer_is_no_start_for_one(tmp_path: Path) -> None:
+    build_dit().save_pretrained(tmp_path / "dit")
+    save_morph(tmp_path / "morph", build(tmp_path / "dit", diffusion_transformer=None))
+    with pytest.raises(ValueError, match=r"diffusion_transformer null, whose config is not that of .*dit as here"):
+        build(tmp_path / "dit", init_from=str(tmp_path / "morph"))
+
+
 def test_every_weight_is_trained(tmp_path: Path) -> None:
     build_sd3(qk_norm="rms_norm").save_pretrained(tmp_path)
     model = build(tmp_path).model
