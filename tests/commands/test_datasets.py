@@ -39,7 +39,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["inspect", "--gflops", "1"], "matched: hidden_size"),
+        (["inspect", "--gflops", "1"], "matched to the compute of a dual tower: hidden_size"),
         (["data", "validate"], "no held-out files given"),
         (["data", "show", "--tokens"], "target image, 6 tokens"),
         (["data", "encode"], "8 samples are encoded, 0 skipped"),
