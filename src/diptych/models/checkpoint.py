@@ -127,7 +127,7 @@ def build_morph(
         hashes = {"language_model": language.hash, "autoencoder": autoencoder.hash}
         if encoder is not None:
             hashes["image_encoder"] = encoder.hash
-        _start_from(model, recipe, find_morph(tower.init_from), hashes, language.model.config)
+        _start_from(model, recipe, find_morph(tower.init_from), hashes)
     device = compute_device()
     language.model.to(device)
     autoencoder.to(device)
@@ -198,12 +198,10 @@ def _kept_settings(recipe: Recipe, language_config: Any) -> dict[str, Any]:
     return {key: "null" if value is None else value for key, value in settings.items()}
 
 
-def _start_from(
-    model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[str, str], language_config: Any
-) -> None:
+def _start_from(model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
     """Puts an earlier morph's tower into this one. Raises ValueError as `_read_start`, and for other frozen parts. The
     head of another alignment, and attention where the recipe wants it fresh, stay as a new tower has them."""
-    config, earlier = _read_start(recipe, folder, language_config)
+    config, earlier = _read_start(recipe, folder, model.text_tower.config)
     wanted = {part: str(config["hashes"].get(part)) for part in hashes | config["hashes"]}
     check_hashes(folder, wanted, hashes, _frozen_names(earlier))
     tensors = dict(model.vision_tower.named_parameters())

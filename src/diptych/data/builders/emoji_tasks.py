@@ -162,13 +162,11 @@ def edit(pool: Pool, chance: random.Random, size: int) -> Task:
         colour, answer = changed
         return Task(picture, f"Make it {colour}.", answer, meta | {"colour": colour})
     if kind in ("style", "colour"):
-        meta["kind"] = "style"
         other = next(word for word in STYLE_WORDS if word != style)
         answer = pool.picture(name, other).resize((size, size), Image.Resampling.LANCZOS)
-        if chance.random() < 0.5:
-            meta["kind"] = "style, named"
-        thing = "it" if meta["kind"] == "style" else name
-        return Task(picture, f"Redraw {thing} in {STYLE_WORDS[other]} style.", answer, meta)
+        kind, thing = ("style, named", name) if chance.random() < 0.5 else ("style", "it")
+        request = f"Redraw {thing} in {STYLE_WORDS[other]} style."
+        return Task(picture, request, answer, meta | {"kind": kind})
     side = chance.choice(sorted(SIDES))
     other = chance.choice([one for one in pool.names if one != name])
     before = [Placed(name, picture, cell_box(1, 1, cells=3))]
