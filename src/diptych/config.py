@@ -85,7 +85,7 @@ class Recipe(Settings):
     vision_tower: VisionTowerConfig = VisionTowerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     alignment: AlignmentConfig | None = Field(default=None, description="of xfusion; null: none")
-    image_input: ImageInputConfig | None = Field(default=None, description="of xfusion; null: latents, as drawn")
+    image_input: ImageInputConfig | None = Field(default=None, description="of xfusion; null: latents alone, as drawn")
     vpit: VPiTConfig = VPiTConfig()
     pixel_decoder_training: PixelDecoderConfig = PixelDecoderConfig()
     stages: tuple[StageConfig, ...] = Field(

@@ -63,12 +63,17 @@ class AlignmentConfig(Settings):
 
 
 class ImageInputConfig(Settings):
-    """Images that are read enter the vision tower as an image encoder's features, not as latents; drawn ones stay
-    latents (X-Fusion section 3, tokens)."""
+    """Images that are read enter the vision tower as an image encoder's features, in place of latents or with them;
+    drawn ones stay latents (X-Fusion section 3, tokens)."""
 
     image_encoder: str = "vit-s14-focus"
     encoder_layer: int | None = Field(default=None, description="as vpit.encoder_layer")
     encoder_image_size: int | None = Field(default=None, gt=0)
+    with_latents: bool = Field(
+        default=False,
+        description="features are added to the patches of the latents: what things are beside how they look; from a "
+        "weight of zero on, so that a morph that reads latents alone can be the start (vision_tower.init_from)",
+    )
 
 
 class SampleConfig(Settings):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.data.builders.emoji import build_emoji
-from diptych.data.builders.emoji_tasks import build_emoji_tasks
+from diptych.data.builders.emoji_tasks import NAMES_APART, build_emoji_tasks
 from diptych.data.images import open_image
 from diptych.data.samples import read_samples
 from diptych.evaluate.emoji_task_scores import score_tasks
@@ -71,7 +71,13 @@ def known_answers(data: Path) -> dict[tuple[str, bytes], Any]:
 
 def test_always_right_scores_all(data: Path) -> None:
     found = score_tasks(Told(known_answers(data), change=True), data, Pixels(), num=20)
-    assert set(found.shares) >= {"edit, colour: made", "edit, style: right answer first", "ask, count"}
+    assert set(found.shares) >= {
+        "edit, colour: made",
+        "edit, style: right answer first",
+        "ask, count",
+        "name, alone",
+        "name, scene",
+    }
     assert {name for name, score in found.shares.items() if score.value != 1} == set()
     assert found.means["locate: overlap"][0] == pytest.approx(1)
     for name, (value, nothing) in found.means.items():
@@ -90,3 +96,15 @@ def test_changing_nothing_is_worth_nothing(data: Path) -> None:
     counted = found.shares["ask, count"]
     assert 0 <= counted.value <= counted.chance
     assert found.shares["ask, exists"].value == 0
+    assert {name: found.shares[f"name, {name}"].value for name in ("alone", "scene")} == {"alone": 0, "scene": 0}
+
+
+def test_a_thing_that_is_told_counts_in_whatever_place(data: Path) -> None:
+    known = known_answers(data)
+    turned = {
+        key: NAMES_APART.join(reversed(answer.split(NAMES_APART))) if key[0].startswith("What is there") else answer
+        for key, answer in known.items()
+    }
+    found = score_tasks(Told(turned, change=True), data, Pixels(), num=20).shares
+    assert found["name, scene"].value == 1
+    assert found["name, scene: all, in order, no others"].value == 0

@@ -215,6 +215,11 @@ READS = {"image_encoder": "vit-s14-focus", "encoder_layer": 3}
             "image_input.encoder_image_size null, not 70",
         ),
         ({}, {"image_input": READS}, r"image_input.encoder_layer \(no image_input\), not 3"),
+        (
+            {"image_input": READS},
+            {"image_input": READS | {"with_latents": True}},
+            "image_input.with_latents False, not True",
+        ),
         ({"image_input": READS}, {}, r"image_input.encoder_layer 3, not \(no image_input\)"),
     ],
 )

@@ -16,6 +16,8 @@ from diptych.models import conversation
 from diptych.models.checkpoint import build_morph, load_morph, save_morph
 from diptych.models.generate import Morph
 from diptych.models.xfusion_training import XFusionTraining
+from diptych.settings import ImageInputConfig
+from diptych.tower_settings import VisionTowerConfig
 from tiny_vpit import build_encoder
 from tiny_xfusion import FakeAutoencoder, build_language, tiny_recipe
 
@@ -63,14 +65,24 @@ def build(folder: Path, *, autoencoder: Any = None, **settings: Any) -> XFusionT
     return training
 
 
-def with_features(folder: Path, **tower: Any) -> XFusionTraining:
+def with_features(folder: Path, *, with_latents: bool = False, **tower: Any) -> XFusionTraining:
     base = {"patch_size": 2, "time_conditioning": "adaln"}
-    return build(folder, image_input={"image_encoder": str(folder / "encoder")}, vision_tower=base | tower)
+    image_input = {"image_encoder": str(folder / "encoder"), "with_latents": with_latents}
+    return build(folder, image_input=image_input, vision_tower=base | tower)
 
 
 @pytest.mark.parametrize("tower", [{}, {"boundary_tokens": False}, {"layer_design": "gated"}], ids=str)
 def test_what_is_read_are_features_and_what_is_drawn_latents(folder: Path, tower: dict[str, Any]) -> None:
-    training = with_features(folder, **tower)
+    assert_reads(with_features(folder, **tower), latents=False)
+
+
+@pytest.mark.parametrize("tower", [{}, {"boundary_tokens": False}, {"layer_design": "gated"}], ids=str)
+def test_features_are_read_beside_latents(folder: Path, tower: dict[str, Any]) -> None:
+    assert_reads(with_features(folder, with_latents=True, **tower), latents=True)
+
+
+def assert_reads(training: XFusionTraining, *, latents: bool) -> None:
+    """What is told of images that are read, and drawn after them, depends on their features, and on latents or not."""
     batch = training.build_batch([(0, 1, 0), (1, 2, 1), (2, 0, 2)], seed=0)
     assert len(batch.context_features) == 2
     with torch.no_grad():
@@ -83,25 +95,30 @@ def test_what_is_read_are_features_and_what_is_drawn_latents(folder: Path, tower
 
     other = batch.batch.images.clone()
     other[~batch.batch.image_is_target] += 1
-    assert changed(batch=replace(batch.batch, images=other)) == (0, 0)
+    assert [difference != 0 for difference in changed(batch=replace(batch.batch, images=other))] == [latents, latents]
     assert all(abs(difference) > 1e-6 for difference in changed(context_features=batch.context_features.flip(0)))
 
 
-def test_every_new_weight_is_trained(folder: Path) -> None:
-    training = with_features(folder)
+@pytest.mark.parametrize(
+    ("with_latents", "names"),
+    [(False, {"linear.weight", "linear.bias", "position", "boundary"}), (True, {"linear.weight", "linear.bias"})],
+)
+def test_every_new_weight_is_trained(folder: Path, with_latents: bool, names: set[str]) -> None:
+    training = with_features(folder, with_latents=with_latents)
     losses = training(training.build_batch([(0, 1, 0), (1, 2, 1)], seed=0))
     (losses["ce"].total + losses["flow"].total).backward()
     gradients = {
         name: parameter.grad for name, parameter in training.trainable_parameters().items() if "feature_" in name
     }
-    assert {name.rpartition("feature_embedder.")[2] for name in gradients} >= {"linear.weight", "position", "boundary"}
+    assert {name.rpartition("feature_embedder.")[2] for name in gradients} == names
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values())
 
 
+@pytest.mark.parametrize("with_latents", [False, True])
 def test_a_saved_morph_reads_as_before_and_checks_its_encoder(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_latents: bool
 ) -> None:
-    morph = with_features(folder).morph
+    morph = with_features(folder, with_latents=with_latents).morph
     save_morph(tmp_path / "morph", morph)
     monkeypatch.setattr("diptych.models.checkpoint.load_image_space", lambda name: FakeAutoencoder())
     monkeypatch.setattr("diptych.models.checkpoint.load_image_encoder", lambda *a, **k: build_encoder())
@@ -119,8 +136,9 @@ def test_a_saved_morph_reads_as_before_and_checks_its_encoder(
         load_morph(tmp_path / "morph", language_model=build_language())
 
 
-def test_batched_answers_see_their_own_image(folder: Path) -> None:
-    morph = with_features(folder).morph
+@pytest.mark.parametrize("with_latents", [False, True])
+def test_batched_answers_see_their_own_image(folder: Path, with_latents: bool) -> None:
+    morph = with_features(folder, with_latents=with_latents).morph
     questions = [[{"role": "user", "content": [Image.open(folder / f"{c}.png"), "What?"]}] for c in COLOURS]
     options: dict[str, Any] = {"max_new_tokens": 6}
     assert morph.generate_batch(questions, **options) == [morph.generate(question, **options) for question in questions]
@@ -192,6 +210,20 @@ def test_only_what_is_drawn_becomes_latents_and_only_what_is_read_features(
     assert autoencoder.num_encoded == 2
 
 
+def test_features_lie_where_the_latents_beside_them_do(folder: Path) -> None:
+    """A wide picture is cropped for both, also by an encoder that would take all of it."""
+    training = with_features(folder, with_latents=True)
+    morph: Any = training.morph
+    morph.encoder.preprocessing = replace(morph.encoder.preprocessing, fit="squash")
+    wide = Image.new("RGB", (48, 16), "white")
+    wide.paste(Image.open(folder / "red.png"), (16, 0))
+    requests = [
+        morph._parse([{"role": "user", "content": [picture]}]) for picture in (wide, wide.crop((16, 0, 32, 16)))
+    ]
+    assert torch.equal(requests[0].latents[0], requests[1].latents[0])
+    assert torch.equal(requests[0].features[0], requests[1].features[0])
+
+
 def test_noise_on_features_is_refused() -> None:
     with pytest.raises(ValueError, match="context_noise noises latents"):
         tiny_recipe(image_input={}, objective={"context_noise": 0.5})
@@ -209,6 +241,44 @@ def test_pixels_are_drawn_and_read_as_they_are(folder: Path) -> None:
     drawn = training.morph.generate([{"role": "user", "content": "Draw red."}])[0]
     assert isinstance(drawn, Image.Image)
     assert drawn.size == (8, 8)
+
+
+@pytest.mark.parametrize("tower", [{}, {"boundary_tokens": False}, {"layer_design": "projection"}], ids=str)
+def test_features_begin_as_nothing_beside_the_latents_of_an_earlier_morph(
+    folder: Path, tmp_path: Path, tower: dict[str, Any]
+) -> None:
+    sizes = {"patch_size": 2, "time_conditioning": "adaln"} | tower
+    before = build(folder, vision_tower=sizes)
+    save_morph(tmp_path / "morph", before.morph)
+    image_input = {"image_encoder": str(folder / "encoder"), "with_latents": True}
+    recipe = before.morph.recipe.model_copy(
+        update={
+            "image_input": ImageInputConfig(**image_input),
+            "vision_tower": VisionTowerConfig(**sizes, init_from=str(tmp_path / "morph")),
+        }
+    )
+    parts: dict[str, Any] = {"language": build_language(), "autoencoder": FakeAutoencoder(), "encoder": build_encoder()}
+    training = XFusionTraining(recipe, build_morph(recipe, **parts, cached=False))
+    picks = [(0, 1, 0), (1, 2, 1), (2, 0, 2)]
+    losses = [one(one.build_batch(picks, seed=0)) for one in (before, training)]
+    for name in ("ce", "flow"):
+        assert torch.equal(losses[0][name].total, losses[1][name].total), name
+    losses[1]["ce"].total.backward()
+    gradient = training.trainable_parameters()["feature_embedder.linear.weight"].grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+    save_morph(tmp_path / "after", training.morph)
+    alone = recipe.model_copy(
+        update={"vision_tower": VisionTowerConfig(**sizes, init_from=str(tmp_path / "after")), "image_input": None}
+    )
+    with pytest.raises(ValueError, match=r"image_input.encoder_layer null, not \(no image_input\)"):
+        build_morph(alone, language=parts["language"], autoencoder=parts["autoencoder"], cached=False)
+    others = {**parts, "encoder": build_encoder()}
+    others["encoder"].hash = "1" * 64
+    again = recipe.model_copy(update={"vision_tower": VisionTowerConfig(**sizes, init_from=str(tmp_path / "after"))})
+    build_morph(again, **parts, cached=False)
+    with pytest.raises(ValueError, match="image encoder"):
+        build_morph(again, **others, cached=False)
 
 
 def test_training_goes_on_from_a_morph(folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych.data.builders.emoji_tasks import box_overlap, parse_box
+from diptych.data.builders.emoji_tasks import NAMES_APART, box_overlap, parse_box
 from diptych.data.images import image_to_tensor, open_image, tensor_to_image
 from diptych.data.samples import Sample, read_samples
 from diptych.evaluate.answering import answer_in_text
@@ -20,6 +20,9 @@ from diptych.evaluate.naming import is_named
 from diptych.evaluate.retrieval import PooledEncoder, embed_images, retrieval_ranks, retrieval_score
 from diptych.evaluate.scores import Score, share
 from diptych.evaluate.suite import Progress
+
+ANSWER_TOKENS = 60
+"""Room for the names of four things."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def score_tasks(
 
     An edit is right if, among the right answers of all edits of its kind, its own is nearest by the encoder's features;
     it is made if it is nearer in pixels to the right answer than to what was shown. Paintings: PSNR. A box is right if
-    it overlaps the true one by more than a half (intersection over union).
+    it overlaps the true one by more than a half (intersection over union). Of the things in a picture each one counts.
     """
     shares: dict[str, Score] = {}
     means: dict[str, tuple[float, float | None]] = {}
@@ -85,6 +88,19 @@ def score_tasks(
         pairs = [(a, _words(s)) for a, s in zip(answers, questions, strict=True) if s.meta["kind"] == kind]
         commonest = max(sum(own == other for _, other in pairs) for _, own in pairs)
         shares[f"ask, {kind}"] = share([is_named(*pair) for pair in pairs], chance=commonest / len(pairs))
+    pictured = read_samples(data / f"{split}_name.jsonl")[:num]
+    answers = _ask(morph, data, pictured, "name", batch_size, progress)
+    for kind in sorted({str(sample.meta["kind"]) for sample in pictured}):
+        lists = [
+            (answer.strip().split(NAMES_APART), _words(sample).split(NAMES_APART))
+            for answer, sample in zip(answers, pictured, strict=True)
+            if sample.meta["kind"] == kind
+        ]
+        own = [name for _, names in lists for name in names]
+        commonest = max(map(own.count, own)) / len(own)
+        shares[f"name, {kind}"] = share([name in told for told, names in lists for name in names], chance=commonest)
+        if kind == "scene":
+            shares["name, scene: all, in order, no others"] = share([told == names for told, names in lists], chance=0)
     return TaskScores(shares, means, pictures)
 
 
@@ -118,7 +134,7 @@ def _ask(
     answers: list[str] = []
     for start in range(0, len(samples), batch_size):
         chunk = [_conversation(data, sample) for sample in samples[start : start + batch_size]]
-        answers += answer_in_text(morph, chunk, max_new_tokens=20)
+        answers += answer_in_text(morph, chunk, max_new_tokens=ANSWER_TOKENS)
         progress(f"asking {task}", len(answers), len(samples))
     return answers
 

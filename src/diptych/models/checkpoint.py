@@ -61,7 +61,7 @@ KEPT: dict[str, tuple[str, ...]] = {
         "boundary_tokens",
     ),
     "objective": ("schedule", "prediction"),
-    "image_input": ("encoder_layer", "encoder_image_size"),
+    "image_input": ("encoder_layer", "encoder_image_size", "with_latents"),
 }
 """Settings that decide which tensors a tower has and what they mean; beside `image_size`, and the hashes of the frozen
 parts."""
@@ -172,6 +172,8 @@ def _read_start(recipe: Recipe, folder: Path, language_config: Any) -> tuple[dic
         )
     theirs, own = (_kept_settings(one, language_config) for one in (earlier, recipe))
     for key in own:
+        if key.startswith("image_input.") and _adds_features(earlier, recipe):
+            continue
         if theirs[key] != own[key] and not (recipe.vision_tower.fresh_attention is True and key.endswith("_heads")):
             raise ValueError(
                 f"vision_tower.init_from {folder} has {key} {theirs[key]}, not {own[key]} as here; keep it"
@@ -200,8 +202,11 @@ def _kept_settings(recipe: Recipe, language_config: Any) -> dict[str, Any]:
 
 def _start_from(model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
     """Puts an earlier morph's tower into this one. Raises ValueError as `_read_start`, and for other frozen parts. The
-    head of another alignment, and attention where the recipe wants it fresh, stay as a new tower has them."""
+    head of another alignment, the map of features that are added to its latents, and attention where the recipe wants
+    it fresh, stay as a new tower has them."""
     config, earlier = _read_start(recipe, folder, model.text_tower.config)
+    if added := _adds_features(earlier, recipe):
+        hashes = {part: own for part, own in hashes.items() if part != "image_encoder"}
     wanted = {part: str(config["hashes"].get(part)) for part in hashes | config["hashes"]}
     check_hashes(folder, wanted, hashes, _frozen_names(earlier))
     tensors = dict(model.vision_tower.named_parameters())
@@ -209,6 +214,8 @@ def _start_from(model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[
     left = {name for name in names if ATTENTION in name and name.startswith(_fresh_blocks(model, recipe))}
     if _aligned_to(earlier) != _aligned_to(recipe):
         left |= {name for name in names if name.startswith("alignment.")}
+    if added:
+        left |= {name for name in names if name.startswith("feature_embedder.")}
     own = {name: tensor for name, tensor in tensors.items() if name not in left}
     load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"], optional=left)
 
@@ -217,6 +224,11 @@ def _fresh_blocks(model: XFusionModel, recipe: Recipe) -> tuple[str, ...]:
     """What the names of the weights of blocks with fresh attention begin with."""
     fresh, layers = recipe.vision_tower.fresh_attention, model.vision_tower.layers
     return tuple(f"blocks.{layers.index(layer)}." for layer in (layers if fresh is True else fresh or ()))
+
+
+def _adds_features(earlier: Recipe, recipe: Recipe) -> bool:
+    """Whether features are added here to the latents that an earlier morph reads alone."""
+    return earlier.image_input is None and recipe.image_input is not None and recipe.image_input.with_latents
 
 
 def _aligned_to(recipe: Recipe) -> dict[str, Any] | None:

@@ -124,6 +124,12 @@ def image_latents(autoencoder: Any, image_size: int, *, cache_dir: Path | None) 
     return EncodedImages(autoencoder.encode, key=key, image_size=image_size, cache_dir=cache_dir)
 
 
+def read_fit(encoder: Any, tower: Any) -> Fit:
+    """How the images that a vision tower reads become squares for its image encoder: as the encoder has it, or as
+    latents have it where features are added to these."""
+    return "crop" if tower.reads_latents else encoder.preprocessing.fit
+
+
 def image_features(encoder: Any, num_tokens: int, *, cache_dir: Path | None, fit: Fit | None = None) -> EncodedImages:
     """Visual tokens [n, F] of an image encoder: `num_tokens` of its features' grid, each of length 1.
 

@@ -26,6 +26,7 @@ from diptych.models.conversation import (
 )
 from diptych.models.decoding import decode_text
 from diptych.models.drawing import draw_latents, guided_forms, holds_images
+from diptych.models.encoded_images import read_fit
 from diptych.models.token_choice import conversation_seeds
 from diptych.models.xfusion_building import XFusionModel
 from diptych.nn.connector import reduce_tokens
@@ -59,8 +60,8 @@ class Morph:
         self.cache_dir = cache_dir
         embedder = model.vision_tower.embedder
         self.latent_shape = (embedder.latent_channels, embedder.latent_size, embedder.latent_size)
-        self.unread_latents = None if encoder is None else torch.zeros(self.latent_shape)
-        """In place of an image's latents where the tower reads its features."""
+        self.unread_latents = None if model.vision_tower.reads_latents else torch.zeros(self.latent_shape)
+        """In place of an image's latents where the tower reads its features alone."""
 
     @property
     def language_model(self) -> Any:
@@ -257,24 +258,33 @@ class Morph:
         messages, pictures = read_conversation(conversation, self._prepare)
         if not pictures:
             return Request(messages, [], [])
-        seen = torch.stack(pictures)
-        if self.encoder is None or self.unread_latents is None:
-            return Request(messages, list(self.autoencoder.encode(seen).cpu()), [])
-        features = reduce_tokens(self.encoder.features(seen), self.model.vision_tower.embedder.num_patches)
-        return Request(messages, [self.unread_latents] * len(seen), list(features.cpu()))
+        pixels, seen = zip(*pictures, strict=True)
+        latents: list[Tensor]
+        features: list[Tensor] = []
+        if self.unread_latents is None:
+            latents = list(self.autoencoder.encode(torch.stack(pixels)).cpu())
+        else:
+            latents = [self.unread_latents] * len(pictures)
+        if self.encoder is not None:
+            num_patches = self.model.vision_tower.embedder.num_patches
+            features = list(reduce_tokens(self.encoder.features(torch.stack(seen)), num_patches).cpu())
+        return Request(messages, latents, features)
 
-    def _prepare(self, picture: Image.Image) -> Tensor:
-        """Pixels for the autoencoder, or for the image encoder of a tower that reads features."""
-        if self.encoder is None:
-            return image_to_tensor(picture, self.recipe.image_size)
-        own = self.encoder.preprocessing
-        return image_to_tensor(picture, own.image_size, fit=own.fit, interpolation=own.interpolation)
+    def _prepare(self, picture: Image.Image) -> tuple[Tensor | None, Tensor | None]:
+        """Pixels for the autoencoder, and for the image encoder of a tower that reads features; None: not wanted."""
+        pixels = seen = None
+        if self.unread_latents is None:
+            pixels = image_to_tensor(picture, self.recipe.image_size)
+        if self.encoder is not None:
+            own, fit = self.encoder.preprocessing, read_fit(self.encoder, self.model.vision_tower)
+            seen = image_to_tensor(picture, own.image_size, fit=fit, interpolation=own.interpolation)
+        return pixels, seen
 
 
 @dataclass(frozen=True)
 class Request:
     """Messages with indices of images, and those images' clean latents [C, h, w]; for a tower that reads features
-    [n, F], these, and latents that say nothing."""
+    [n, F], these (and latents that say nothing, where it reads features alone)."""
 
     messages: tuple[Message, ...]
     latents: list[Tensor]

@@ -118,7 +118,8 @@ def build_xfusion(
         pretrained=pretrained,
     )
     if recipe.image_input is not None:
-        vision_tower.read_features(_feature_dim(recipe.image_input))
+        read = recipe.image_input
+        vision_tower.read_features(_feature_dim(read), with_latents=read.with_latents)
     if recipe.alignment is not None:
         wanted = recipe.alignment
         vision_tower.align(wanted.layer, aligned_width or _feature_dim(wanted), projector=wanted.projector)

@@ -21,7 +21,7 @@ from diptych.data.sources import naming_sample
 from diptych.data.tokenize import build_sequence
 from diptych.diffusion.path import add_noise, prediction_target, sample_times
 from diptych.models.checkpoint import save_morph
-from diptych.models.encoded_images import EncodedImages, image_features, image_latents
+from diptych.models.encoded_images import EncodedImages, image_features, image_latents, read_fit
 from diptych.models.generate import Morph
 from diptych.models.method import LossSum
 from diptych.models.training_sources import (
@@ -85,8 +85,9 @@ class XFusionTraining(nn.Module):
         self.loss_weights = {"ce": recipe.objective.ce_weight, "flow": recipe.objective.flow_weight}
         self.data = TrainingSources(recipe, cache_dir=morph.cache_dir)
         self.sources = self.data.samples
+        tower = morph.model.vision_tower
         self.latents = image_latents(morph.autoencoder, recipe.image_size, cache_dir=morph.cache_dir)
-        self.data.encode_with(self.latents, wanted=all_images if morph.encoder is None else drawn_images)
+        self.data.encode_with(self.latents, wanted=all_images if tower.reads_latents else drawn_images)
         self.features = None
         if recipe.alignment is not None:
             self.loss_weights["align"] = recipe.alignment.weight
@@ -94,8 +95,9 @@ class XFusionTraining(nn.Module):
             self.data.encode_with(self.features)
         self.read_features = None
         if morph.encoder is not None:
-            num_patches = morph.model.vision_tower.embedder.num_patches
-            self.read_features = image_features(morph.encoder, num_patches, cache_dir=morph.cache_dir)
+            num_patches = tower.embedder.num_patches
+            fit = read_fit(morph.encoder, tower)
+            self.read_features = image_features(morph.encoder, num_patches, cache_dir=morph.cache_dir, fit=fit)
             self.data.encode_with(self.read_features, wanted=read_images)
         self._streams, self._lengths = kept_streams(), kept_lengths()
         if recipe.vision_tower.init_from is None:

@@ -67,6 +67,8 @@ def add_boundary(tokens: Tensor, boundary: Tensor | None) -> Tensor:
 class FeatureEmbedder(nn.Module):
     """An image encoder's features where patches of latents would stand: a linear map, then as in `ImageEmbedder`."""
 
+    with_latents = False
+
     def __init__(self, feature_dim: int, *, num_patches: int, width: int, boundary_tokens: bool) -> None:
         super().__init__()
         self.linear = nn.Linear(feature_dim, width)
@@ -79,6 +81,24 @@ class FeatureEmbedder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[I, patches, F] -> [I, n, d]."""
         return add_boundary(self.linear(features) + self.position, self.boundary)
+
+
+class FeatureAdder(nn.Module):
+    """An image encoder's features, added to the patches of the same image's latents: a linear map, zero at first."""
+
+    with_latents = True
+
+    def __init__(self, feature_dim: int, *, width: int, boundary_tokens: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(feature_dim, width)
+        self.num_boundary = int(boundary_tokens)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[I, patches, F], each of length 1 -> [I, n, d]; nothing is added to boundary tokens."""
+        added = self.linear(features)
+        return nn.functional.pad(added, (0, 0, self.num_boundary, self.num_boundary))
 
 
 class TimeEmbedding(nn.Module):

@@ -29,10 +29,13 @@ from diptych.data.builders.emoji_scenes import (
 )
 from diptych.data.builders.emoji_tasks import (
     LEAST_CHANGE,
+    NAMES_APART,
     TASKS,
+    Pool,
     another_colour,
     box_overlap,
     build_emoji_tasks,
+    name_things,
     parse_box,
 )
 from diptych.data.samples import Sample, read_samples
@@ -99,12 +102,13 @@ def test_held_out_concepts_are_never_named_in_training(emoji: Path, tasks: Path)
         for task in TASKS:
             for sample in read(tasks, f"{prefix}_{task}"):
                 request, answer = words(sample)
-                text = {*request.replace("?", " ").replace(".", " ").split(), answer, sample.meta.get("concept")}
+                text = {*request.replace("?", " ").replace(".", " ").split(), sample.meta.get("concept")}
+                text |= set(answer.split(NAMES_APART)) if isinstance(answer, str) else set()
                 said[prefix] |= {word for word in text if word in names}
     assert said["held_out"]
     assert not (said["train"] | said["test"]) & said["held_out"]
     assert said["test"] & said["train"], "tests are on concepts that are trained"
-    for task in ("paint", "locate", "ask"):
+    for task in ("paint", "locate", "ask", "name"):
         shown = {
             prefix: {picture(tasks, one, 0).tobytes() for one in read(tasks, f"{prefix}_{task}")} for prefix in said
         }
@@ -184,6 +188,35 @@ def test_questions_have_one_right_answer(tasks: Path) -> None:
     assert set(kinds) == {"count", "exists", "corner"}
     assert kinds["count"][1] in ("one", "two", "three", "four")
     assert kinds["exists"][1] in ("yes", "no")
+
+
+def test_what_is_there_is_told_row_by_row(emoji: Path) -> None:
+    concepts = [c for c in json.loads((emoji / "concepts.json").read_text()) if not c["held_out_style"]]
+    pool = Pool(
+        tuple(c["name"] for c in concepts),
+        {c["name"]: {style: emoji / path for style, path in c["images"].items()} for c in concepts},
+    )
+    kinds: dict[str, set[int]] = {"alone": set(), "scene": set()}
+    for seed in range(40):
+        task = name_things(pool, random.Random(seed), 60)
+        assert isinstance(task.answer, str)
+        names = task.answer.split(NAMES_APART)
+        kinds[task.meta["kind"]].add(len(names))
+        scene = np.asarray(task.shown)
+        quarters = [scene[y : y + 30, x : x + 30] for y in (0, 30) for x in (0, 30)]
+        if len(names) > 1:
+            shown = [quarter for quarter in quarters if (quarter != 255).any()]
+            assert len(shown) == len(names)
+            for quarter, name in zip(shown, names, strict=True):
+                looks = [pool.picture(name, style) for style in pool.files[name]]
+                assert min(_mean_colour_gap(quarter, look) for look in looks) < 12, name
+    assert kinds == {"alone": {1}, "scene": {2, 3, 4}}
+
+
+def _mean_colour_gap(part: np.ndarray, whole: Image.Image) -> float:
+    """Between the mean colours of what is not white."""
+    one, other = (x[(x != 255).any(axis=-1)].astype(float).mean(axis=0) for x in (part, np.asarray(whole)))
+    return float(np.abs(one - other).max())
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4))

@@ -99,10 +99,11 @@ def test_formulas_count_the_alignment(projector: str, shape: list[tuple[str, int
     assert sum(part.backward for part in parts.values()) == pytest.approx(backward, rel=0.03)
 
 
-def test_formulas_count_features_in_place_of_latents() -> None:
+@pytest.mark.parametrize("with_latents", [False, True], ids=["in place of latents", "with latents"])
+def test_formulas_count_features(with_latents: bool) -> None:
     language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
     model = build_xfusion(symmetric=False, language=language)
-    model.vision_tower.read_features(256)
+    model.vision_tower.read_features(256, with_latents=with_latents)
     features = torch.randn(4, model.vision_tower.embedder.num_patches, 256)
     forward, backward, _, parts, _ = count(model, [EDIT] * 4, features)
     assert sum(part.forward for part in parts.values()) == pytest.approx(forward, rel=0.03)

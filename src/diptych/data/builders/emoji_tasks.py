@@ -47,6 +47,7 @@ TASKS = {
     "paint": "a picture with a part hidden, answered with the whole picture (in-painting and out-painting)",
     "locate": "a scene and a name, answered with its box in per cent of the side: left top right bottom",
     "ask": "a scene and a question on it: how many, is there, what stands where; answered in words",
+    "name": "one thing of any size anywhere, or a scene, answered with the names of all that is there, row by row",
 }
 PREFIXES = {
     "train": "for training",
@@ -56,8 +57,10 @@ PREFIXES = {
 NUMBER_WORDS = ("none", "one", "two", "three", "four")
 LEAST_CHANGE = 0.004
 """Mean square by which a picture in another colour differs from before, of a range of 1: less is hardly seen."""
+NAMES_APART = "; "
+"""Between the names of an answer: some of them have commas."""
 CORNERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
-_BUILDER_VERSION = 4
+_BUILDER_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -222,11 +225,24 @@ def ask(pool: Pool, chance: random.Random, size: int) -> Task:
     return Task(scene, f"What is in the {corner} corner?", thing.name, {"kind": kind})
 
 
+def name_things(pool: Pool, chance: random.Random, size: int) -> Task:
+    """What is there: a thing alone half of the time. Names stand row by row, as one reads."""
+    if chance.random() < 0.5:
+        placed = [_anywhere(pool, chance)]
+    else:
+        placed = _scene(pool, chance, chance.randint(2, 4))
+    placed.sort(key=lambda thing: (thing.centre[1] > 0.5, thing.centre[0] > 0.5))
+    kind = "alone" if len(placed) == 1 else "scene"
+    answer = NAMES_APART.join(thing.name for thing in placed)
+    return Task(draw_scene(placed, size), "What is there?", answer, {"kind": kind})
+
+
 BUILDERS: dict[str, Callable[[Pool, random.Random, int], Task]] = {
     "edit": edit,
     "paint": paint,
     "locate": locate,
     "ask": ask,
+    "name": name_things,
 }
 
 
@@ -246,6 +262,14 @@ def box_overlap(one: Sequence[float], other: Sequence[float]) -> float:
     shared = max(0.0, width) * max(0.0, height)
     whole = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)) - shared
     return shared / whole if whole > 0 else 0.0
+
+
+def _anywhere(pool: Pool, chance: random.Random) -> Placed:
+    """One thing, from as small as those of a scene to all of the picture."""
+    name, style = chance.choice(pool.names), chance.choice(sorted(STYLE_WORDS))
+    side = chance.uniform(0.35, 1)
+    left, top = chance.uniform(0, 1 - side), chance.uniform(0, 1 - side)
+    return Placed(name, pool.picture(name, style), (left, top, left + side, top + side))
 
 
 def _scene(pool: Pool, chance: random.Random, count: int) -> list[Placed]:

@@ -151,7 +151,8 @@ def embedder_and_head_flops(model: XFusionModel, batch: Batch) -> Flops:
     num_latents, features = batch.num_images, vision.feature_embedder
     total = Flops()
     if features is not None:
-        num_latents, num_read = num_targets, batch.num_images - num_targets
+        num_read = batch.num_images - num_targets
+        num_latents -= 0 if vision.reads_latents else num_read
         weights = features.linear.weight.numel()
         total += linear_flops(num_read * embedder.num_patches, weights, input_gradient=False)
     total += linear_flops(num_latents * embedder.num_patches, embedder.linear.weight.numel(), input_gradient=False)

@@ -66,7 +66,7 @@ def account_xfusion(
         once += frozen_text_flops(model, batch, plan)
         kept_bytes += sum(size for _, size in model.text_states.kept_bytes(batch, plan))
         num_text += int((~batch.is_image).sum())
-        num_latents += int(batch.image_is_target.sum()) if "image_input" in encoders else batch.num_images
+        num_latents += batch.num_images if vision.reads_latents else int(batch.image_is_target.sum())
         for kind, encoder in encoders.items():
             seen = batch.num_images if kind == "alignment" else int((~batch.image_is_target).sum())
             features += Flops(count_encoder_flops(encoder) * seen)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.nn.alignment import AlignmentHead
-from diptych.nn.heads import FeatureEmbedder, ImageEmbedder, TimeEmbedding, VelocityHead
+from diptych.nn.heads import FeatureAdder, FeatureEmbedder, ImageEmbedder, TimeEmbedding, VelocityHead
 from diptych.nn.layer_parts import Rope, rotary
 from diptych.nn.towers.diffusion_layers import PretrainedTower
 from diptych.nn.towers.dual import VisionBlock
@@ -101,7 +101,7 @@ class VisionTower(nn.Module):
         self.head = VelocityHead(self.embedder, width=self.width, adaln=adaln)
         if pretrained is not None:
             self._take_over(pretrained)
-        self.feature_embedder: FeatureEmbedder | None = None
+        self.feature_embedder: FeatureEmbedder | FeatureAdder | None = None
         self.alignment: AlignmentHead | None = None
         self.aligned_block: int | None = None
 
@@ -121,14 +121,20 @@ class VisionTower(nn.Module):
             linear.bias.copy_(own.bias)
         self.embedder.position.copy_(pretrained.position)
 
-    def read_features(self, feature_dim: int) -> None:
-        """From now on images that are read come as features (`embed_context`)."""
-        self.feature_embedder = FeatureEmbedder(
-            feature_dim,
-            num_patches=self.embedder.num_patches,
-            width=self.width,
-            boundary_tokens=self.embedder.boundary is not None,
-        )
+    def read_features(self, feature_dim: int, *, with_latents: bool = False) -> None:
+        """From now on images that are read come as features, or as latents and features (`embed_context`)."""
+        has_boundary = self.embedder.boundary is not None
+        if with_latents:
+            self.feature_embedder = FeatureAdder(feature_dim, width=self.width, boundary_tokens=has_boundary)
+        else:
+            self.feature_embedder = FeatureEmbedder(
+                feature_dim, num_patches=self.embedder.num_patches, width=self.width, boundary_tokens=has_boundary
+            )
+
+    @property
+    def reads_latents(self) -> bool:
+        """Whether it looks at the latents of images that are read: not if features stand in their place."""
+        return self.feature_embedder is None or self.feature_embedder.with_latents
 
     def align(self, layer: int, feature_dim: int, *, projector: str) -> None:
         """Adds a head that reads the block beside a layer of the language model.
@@ -186,7 +192,8 @@ class VisionTower(nn.Module):
         self, latents: Tensor, times: Tensor | None = None, features: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Images that are read: like `embed`, at times [I] or clean; `features` [I, patches, F] are those of a tower
-        that reads them, in place of the latents. Raises ValueError where they are missing, or not wanted."""
+        that reads them, in place of the latents or with them. Raises ValueError where they are missing, or not wanted.
+        """
         if (features is None) != (self.feature_embedder is None):
             raise ValueError(
                 "this vision tower reads images as " + ("latents" if features is not None else "an encoder's features")
@@ -194,7 +201,10 @@ class VisionTower(nn.Module):
         times = torch.zeros(len(latents), device=latents.device) if times is None else times
         if features is None or self.feature_embedder is None:
             return self.embed(latents, times)
-        return self._with_time(self.feature_embedder(features), self.time(times))
+        tokens = self.feature_embedder(features)
+        if self.feature_embedder.with_latents:
+            tokens = tokens + self.embedder(latents)
+        return self._with_time(tokens, self.time(times))
 
     def standardise_text(self, states: Tensor) -> None:
         """Starts every map of text from the statistics of typical states [K, N, D], one set for each block."""
