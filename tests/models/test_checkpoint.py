@@ -187,6 +187,17 @@ def test_what_configs_tell_is_refused_before_any_weights_are_read(
         checkpoint.build_morph(recipe, cached=False)
 
 
+def test_a_morph_that_is_nowhere_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network\nmuch more of it")
+
+    monkeypatch.setattr("diptych.backbones.hub_loading.snapshot_download", unreachable)
+    with pytest.raises(ValueError, match=r"morph 'someone/some-morph' is no folder and .*: no network; embedded: emoji"):
+        morph_files.find_morph("someone/some-morph")
+    with pytest.raises(ValueError, match=r"there is no morph at runs/no/morph; give .* or one of: emoji-dual"):
+        morph_files.find_morph("runs/no/morph")
+
+
 READS = {"image_encoder": "vit-s14-focus", "encoder_layer": 3}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -146,9 +147,10 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of whole words as wide as `width` pixels allow; a word that is wider is cut."""
+    """Lines of whole words as wide as `width` pixels allow; a word that is wider is cut. Letters and their marks become
+    one sign: the font has no marks alone."""
     lines: list[str] = []
-    for paragraph in text.splitlines():
+    for paragraph in unicodedata.normalize("NFC", text).splitlines():
         line = ""
         for word in paragraph.split():
             while font.getlength(word) > width and len(word) > 1:

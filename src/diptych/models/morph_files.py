@@ -15,6 +15,7 @@ from torch import Tensor
 
 import diptych
 from diptych.backbones.cache_folder import hash_file
+from diptych.backbones.hub_loading import find_folder
 from diptych.backbones.language import LanguageModel, load_language_model
 from diptych.config import Recipe, build_recipe
 
@@ -33,17 +34,11 @@ def find_morph(path: str | Path) -> Path:
             f"{folder} is not a morph: it has no {CONFIG}; give a folder written by diptych train, "
             "such as runs/demo/morph"
         )
+    carried = sorted(p.parent.name for root in carried_roots() for p in root.glob(f"*/{CONFIG}"))
     parts = str(path).split("/")
     if len(parts) == 2 and all(parts) and not str(path).startswith("."):
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(str(path), allow_patterns=[f"**{CONFIG}", f"**{WEIGHTS}"]))
-        except Exception as error:
-            raise ValueError(
-                f"morph {str(path)!r} is no folder here, and could not be fetched from the Hub: {error}"
-            ) from error
-    carried = sorted(p.parent.name for root in carried_roots() for p in root.glob(f"*/{CONFIG}"))
+        files = (f"**{CONFIG}", f"**{WEIGHTS}")
+        return find_folder(str(path), what="morph", patterns=files, embedded=tuple(carried))
     raise ValueError(
         f"there is no morph at {path}; give a folder written by diptych train, a Hub id, or one of: "
         f"{', '.join(carried) or 'none carried'}"
