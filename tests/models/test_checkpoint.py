@@ -192,8 +192,8 @@ def test_a_morph_that_is_nowhere_is_one_clear_error(monkeypatch: pytest.MonkeyPa
         raise ConnectionError("no network\nmuch more of it")
 
     monkeypatch.setattr("diptych.backbones.hub_loading.snapshot_download", unreachable)
-    with pytest.raises(ValueError, match=r"morph 'someone/some-morph' is no folder and .*: no network; embedded: emoji"):
-        morph_files.find_morph("someone/some-morph")
+    with pytest.raises(ValueError, match=r"morph 'some/morph' is no folder and .*: no network; embedded: emoji-dual"):
+        morph_files.find_morph("some/morph")
     with pytest.raises(ValueError, match=r"there is no morph at runs/no/morph; give .* or one of: emoji-dual"):
         morph_files.find_morph("runs/no/morph")
 

@@ -42,8 +42,8 @@ def tower_states(morph: Any, images: Tensor, *, noise: float = 0.0, seed: int = 
     tower: Any = model.vision_tower
     if morph.recipe.image_input is not None and not noise:
         raise ValueError(
-            "this morph reads clean images by an image encoder's features, which no probe is given; probe what it makes "
-            "of noised ones, as it does when it draws (noise above 0)"
+            "this morph reads clean images by an image encoder's features, which no probe is given; probe what it "
+            "makes of noised ones, as it does when it draws (noise above 0)"
         )
     latents = morph.autoencoder.encode(images.to(morph.device))
     drawn = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
