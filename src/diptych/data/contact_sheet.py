@@ -147,10 +147,11 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of whole words as wide as `width` pixels allow; a word that is wider is cut. Letters and their marks become
-    one sign: the font has no marks alone."""
+    """Lines of whole words as wide as `width` pixels allow; a word that is wider is cut. Letters lose their marks: the
+    font has none."""
     lines: list[str] = []
-    for paragraph in unicodedata.normalize("NFC", text).splitlines():
+    text = "".join(sign for sign in unicodedata.normalize("NFD", text) if not unicodedata.combining(sign))
+    for paragraph in text.splitlines():
         line = ""
         for word in paragraph.split():
             while font.getlength(word) > width and len(word) > 1:
