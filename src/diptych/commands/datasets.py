@@ -50,7 +50,7 @@ def build_emoji_tasks(
         float, typer.Option(min=0, max=1, help="Share of them never trained on, between 0 and 1.")
     ] = 0.1,
 ) -> None:
-    """Editing, painting, localisation, questions on scenes and naming, made from a built emoji set; some concepts held out."""
+    """Editing, painting, localisation, questions, naming, made from a built emoji set; some concepts held out."""
     from diptych.data.builders.emoji_tasks import build_emoji_tasks as build
 
     with progress_bars() as report:
