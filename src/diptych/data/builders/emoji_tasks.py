@@ -1,4 +1,4 @@
-"""Tasks on emoji beyond drawing and naming one (X-Fusion section 5): editing, painting, localisation, questions, scenes.
+"""Tasks on emoji beyond drawing and naming (X-Fusion section 5): editing, painting, localisation, questions, scenes.
 
 Everything is made from a built emoji set, so that each right answer is known. Every sample has one picture and words
 in, and a picture or words out. Some concepts never stand in a training file. The split "test" is drawn anew from those
