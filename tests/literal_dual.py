@@ -56,7 +56,7 @@ def literal_forward(
         times = torch.zeros(batch.num_images)
         latents[batch.image_is_target] = noised
         times[batch.image_is_target] = t
-        embedded, time = vision.embed(latents, times, pooled_text(model, batch))
+        embedded, time = embed_images(model, batch, latents, times)
         image_states = image_states.index_put((is_image.nonzero()[:, 0],), embedded)
         per_token = time.repeat_interleave(vision.num_image_tokens, dim=0)
         image_time = image_time.index_put((is_image.nonzero()[:, 0],), per_token)
@@ -86,11 +86,30 @@ def literal_forward(
     return velocity, text.logits(text_states)
 
 
-def pooled_text(model: XFusion | FusedXFusion, batch: Batch) -> Tensor | None:
-    """What is added to each image's time embedding: the pooled text before a target image, nothing for a clean one."""
+def embed_images(model: XFusion | FusedXFusion, batch: Batch, latents: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """Image tokens and times: the pooled text before an image is added to the time of one that is drawn, and multiplied
+    into the patches of one that is read."""
     vision: Any = model.vision_tower
     if vision.text_pool is None:
-        return None
+        return vision.embed(latents, times)
+    words, is_target = pooled_text(model, batch), batch.image_is_target
+    embedded, time = vision.embed(latents, times, torch.where(is_target[:, None], words, 0.0))
+    if (matcher := vision.text_matcher) is None:
+        return embedded, time
+    added = []
+    for image, tokens in enumerate(vision.embedder(latents)):
+        row, size = words[image], vision.width
+        unit = row * (size / (row @ row + size * torch.finfo(row.dtype).eps)) ** 0.5
+        for token in tokens:
+            own = token * (size / (token @ token + size * torch.finfo(token.dtype).eps)) ** 0.5
+            common = matcher.out.weight @ ((matcher.patches.weight @ own) * (matcher.words.weight @ unit))
+            added.append(torch.zeros(size) if is_target[image] else common + matcher.out.bias)
+    return embedded + torch.stack(added), time
+
+
+def pooled_text(model: XFusion | FusedXFusion, batch: Batch) -> Tensor:
+    """The pooled text before each image [I, w]."""
+    vision: Any = model.vision_tower
     text = model.text_tower
     mask = visible(batch) & ~batch.is_image[None] | torch.eye(batch.token_ids.numel(), dtype=torch.bool)
     states = text.embed(batch.token_ids)
@@ -103,8 +122,7 @@ def pooled_text(model: XFusion | FusedXFusion, batch: Batch) -> Tensor | None:
         start = int((batch.image_ids == image).nonzero()[0])
         same = batch.sample_ids == batch.image_samples[image]
         before = same & ~batch.is_image & (torch.arange(len(same)) < start)
-        summed = vision.text_pool(states[before]).sum(0) / max(1, int(before.sum())) ** 0.5
-        rows.append(summed if batch.image_is_target[image] else torch.zeros(vision.width))
+        rows.append(vision.text_pool(states[before]).sum(0) / max(1, int(before.sum())) ** 0.5)
     return torch.stack(rows)
 
 

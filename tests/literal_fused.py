@@ -21,7 +21,7 @@ from diptych.nn.layer_parts import (
 )
 from diptych.nn.visibility import visible
 from diptych.sequence import Batch
-from literal_dual import pooled_text
+from literal_dual import embed_images
 
 Rows = list[Tensor]
 """Shift, scale and gate of attention, then of the MLP, of every token [N, w]."""
@@ -126,7 +126,7 @@ def _embed_images(model: FusedXFusion, batch: Batch, noised: Tensor, t: Tensor) 
     if batch.num_images:
         latents, times = batch.images.clone(), torch.zeros(batch.num_images)
         latents[batch.image_is_target], times[batch.image_is_target] = noised, t
-        embedded, per_image = vision.embed(latents, times, pooled_text(model, batch))
+        embedded, per_image = embed_images(model, batch, latents, times)
         where = (batch.is_image.nonzero()[:, 0],)
         images = images.index_put(where, embedded)
         time = time.index_put(where, per_image.repeat_interleave(vision.num_image_tokens, dim=0))

@@ -129,7 +129,7 @@ class Recipe(Settings):
     def _features_are_clean(self) -> Recipe:
         if self.image_input is not None and self.objective.context_noise:
             raise ValueError(
-                "objective.context_noise noises latents, but image_input has images read as features; leave one out"
+                "objective.context_noise noises latents, but image_input's features stay clean; leave one out"
             )
         return self
 

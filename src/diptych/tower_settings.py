@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from diptych.settings import Settings
 
-SHARED = ("patch_size", "time_conditioning", "text_pooling", "boundary_tokens")
+SHARED = ("patch_size", "time_conditioning", "text_pooling", "text_matching", "boundary_tokens")
 """What the tower that `match` measures by has as the tower itself has it, unless `match_to` says otherwise."""
 
 
@@ -31,6 +31,11 @@ class VisionTowerConfig(Settings):
     time_conditioning: Literal["add", "adaln"] = "add"
     text_pooling: bool = Field(
         default=False, description="add the pooled text before a target image to its time embedding"
+    )
+    text_matching: bool = Field(
+        default=False,
+        description="of text_pooling: also multiply the pooled text before an image that is read into its patches, "
+        "from nothing on, so that what the words name can be found in it",
     )
     boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
     init_from: str | None = Field(default=None, description="morph whose vision tower is trained on")
@@ -104,6 +109,8 @@ class VisionTowerConfig(Settings):
     def _goes_together(self) -> VisionTowerConfig:
         if self.fresh_attention and self.init_from is None:
             raise ValueError("vision_tower.fresh_attention is of a tower that vision_tower.init_from starts; name it")
+        if self.text_matching and not self.text_pooling:
+            raise ValueError("vision_tower.text_matching multiplies in what text_pooling pools; set text_pooling: true")
         if self.x_fuse != "none" and self.layer_design != "dual":
             raise ValueError(f"vision_tower.x_fuse is an option of the dual tower, not of {self.layer_design}")
         if self.layers is not None and self.layer_design != "dual":

@@ -108,3 +108,11 @@ def test_a_thing_that_is_told_counts_in_whatever_place(data: Path) -> None:
     found = score_tasks(Told(turned, change=True), data, Pixels(), num=20).shares
     assert found["name, scene"].value == 1
     assert found["name, scene: all, in order, no others"].value == 0
+
+
+def test_to_tell_every_name_finds_nothing(data: Path) -> None:
+    known = known_answers(data)
+    everything = NAMES_APART.join(["nothing of the kind"] * 4 + MANY)
+    told = {key: everything if key[0].startswith("What is there") else answer for key, answer in known.items()}
+    found = score_tasks(Told(told, change=True), data, Pixels(), num=20).shares
+    assert (found["name, alone"].value, found["name, scene"].value) == (0, 0)

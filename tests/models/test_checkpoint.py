@@ -215,6 +215,11 @@ READS = {"image_encoder": "vit-s14-focus", "encoder_layer": 3}
         ({}, {"vision_tower": {"patch_size": 1}}, "vision_tower.patch_size 2, not 1"),
         ({}, {"vision_tower": {"time_conditioning": "adaln"}}, "vision_tower.time_conditioning add, not adaln"),
         ({}, {"vision_tower": {"text_pooling": True}}, "vision_tower.text_pooling False, not True"),
+        (
+            {"vision_tower": {"text_pooling": True, "text_matching": True}},
+            {"vision_tower": {"text_pooling": True}},
+            "vision_tower.text_matching True, not False",
+        ),
         ({}, {"vision_tower": {"boundary_tokens": False}}, "vision_tower.boundary_tokens True, not False"),
         ({}, {"image_size": 16}, "image_size 8, not 16"),
         ({}, {"objective": {"prediction": "epsilon"}}, "objective.prediction velocity, not epsilon"),

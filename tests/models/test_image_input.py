@@ -281,6 +281,41 @@ def test_features_begin_as_nothing_beside_the_latents_of_an_earlier_morph(
         build_morph(again, **others, cached=False)
 
 
+@pytest.mark.parametrize("tower", [{}, {"layer_design": "projection"}], ids=str)
+def test_matching_begins_as_nothing_and_each_of_its_weights_is_trained(
+    folder: Path, tmp_path: Path, tower: dict[str, Any]
+) -> None:
+    sizes = {"patch_size": 2, "time_conditioning": "adaln", "text_pooling": True} | tower
+    before = build(folder, vision_tower=sizes)
+    save_morph(tmp_path / "morph", before.morph)
+    matching = VisionTowerConfig(**sizes, text_matching=True, init_from=str(tmp_path / "morph"))
+    recipe = before.morph.recipe.model_copy(update={"vision_tower": matching})
+    morph = build_morph(recipe, language=build_language(), autoencoder=FakeAutoencoder(), cached=False)
+    training = XFusionTraining(recipe, morph)
+    batch = training.build_batch([(0, 1, 0), (1, 2, 1), (2, 0, 2)], seed=0)
+    losses = [one(batch) for one in (before, training)]
+    for name in ("ce", "flow"):
+        assert torch.equal(losses[0][name].total, losses[1][name].total), name
+    matcher: Any = training.trainable_parameters()
+    with torch.no_grad():
+        matcher["text_matcher.out.weight"].normal_(std=0.1)
+    sum(loss.total for loss in training(batch).values()).backward()
+    for name in ("patches.weight", "words.weight", "out.weight", "out.bias"):
+        assert matcher[f"text_matcher.{name}"].grad.abs().sum() > 0, name
+    save_morph(tmp_path / "after", training.morph)
+    load = {"language": build_language(), "autoencoder": FakeAutoencoder()}
+    again = recipe.model_copy(
+        update={"vision_tower": matching.model_copy(update={"init_from": str(tmp_path / "after")})}
+    )
+    kept = dict(build_morph(again, **load, cached=False).model.vision_tower.named_parameters())
+    assert torch.equal(kept["text_matcher.out.weight"], matcher["text_matcher.out.weight"])
+
+
+def test_matching_needs_pooled_text() -> None:
+    with pytest.raises(ValueError, match="text_matching multiplies in what text_pooling pools; set text_pooling: true"):
+        VisionTowerConfig(text_matching=True)
+
+
 def test_training_goes_on_from_a_morph(folder: Path, tmp_path: Path) -> None:
     first = build(folder)
     save_morph(tmp_path / "morph", first.morph)

@@ -89,8 +89,9 @@ def test_routed_equals_literal_in_values_and_gradients(
 
 @pytest.mark.parametrize("adaln", [True, False], ids=["adaln", "add"])
 @pytest.mark.parametrize("layers", [(0,), (1, 2)])
-def test_routed_equals_literal_with_pooled_text(layers: tuple[int, ...], adaln: bool) -> None:
-    model = build_xfusion(symmetric=False, adaln=adaln, text_pooling=True, layers=layers)
+@pytest.mark.parametrize("matching", [False, True])
+def test_routed_equals_literal_with_pooled_text(layers: tuple[int, ...], adaln: bool, matching: bool) -> None:
+    model = build_xfusion(symmetric=False, adaln=adaln, text_pooling=True, text_matching=matching, layers=layers)
     _compare(model, build_streams(MIXED, model))
 
 

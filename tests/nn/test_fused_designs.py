@@ -90,9 +90,10 @@ def test_routed_equals_literal_in_values_and_gradients(name: str, adaln: bool) -
     compare(model, build_streams(MIXED, model))
 
 
+@pytest.mark.parametrize("matching", [False, True])
 @pytest.mark.parametrize("name", DESIGNS)
-def test_routed_equals_literal_with_pooled_text(name: str) -> None:
-    model = build(name, text_pooling=True)
+def test_routed_equals_literal_with_pooled_text(name: str, matching: bool) -> None:
+    model = build(name, text_pooling=True, text_matching=matching)
     compare(model, build_streams(MIXED, model))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from diptych.data.mixture import build_mixture
 from diptych.train.log import read_log
 from diptych.train.loop import run_training
+from diptych.train.run_state import describe_run
+from tiny_xfusion import tiny_recipe
 from train.tiny_xfusion_runs import DESIGNS, build_xfusion_training, write_samples, xfusion_recipe
 
 
@@ -46,6 +49,18 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     for name in ("trained", "optimizer", "average"):
         ends = [tmp_path / run / f"checkpoints/step-000006/{name}.safetensors" for run in ("whole", "halves")]
         assert ends[0].read_bytes() == ends[1].read_bytes(), name
+
+
+@pytest.mark.parametrize("other", [{"with_latents": True}, {"encoder_image_size": 112}, {"encoder_layer": 3}], ids=str)
+def test_a_run_that_reads_other_features_is_another_run(other: dict[str, Any]) -> None:
+    """Though every tensor fits. Where the encoder lies may change: its weights are compared by their hash."""
+
+    def describe(**image_input: Any) -> dict[str, Any]:
+        recipe = tiny_recipe(image_input=image_input)
+        return describe_run(recipe, mixture=build_mixture(recipe, (3,), num_tokens=lambda _: 1), batches={})
+
+    assert describe() == describe(image_encoder="moved/to")
+    assert describe() != describe(**other)
 
 
 @pytest.mark.parametrize("ce_weight", [0.0, 0.2, 0.5, 3.0])

@@ -150,7 +150,8 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     """Lines of whole words as wide as `width` pixels allow; a word that is wider is cut. Letters lose their marks: the
     font has none."""
     lines: list[str] = []
-    text = "".join(sign for sign in unicodedata.normalize("NFD", text) if not unicodedata.combining(sign))
+    bare = "".join(sign for sign in unicodedata.normalize("NFD", text) if not unicodedata.combining(sign))
+    text = unicodedata.normalize("NFC", bare)
     for paragraph in text.splitlines():
         line = ""
         for word in paragraph.split():

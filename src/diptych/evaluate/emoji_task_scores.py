@@ -98,7 +98,9 @@ def score_tasks(
         ]
         own = [name for _, names in lists for name in names]
         commonest = max(map(own.count, own)) / len(own)
-        shares[f"name, {kind}"] = share([name in told for told, names in lists for name in names], chance=commonest)
+        # No more names count than there are things: to tell every name there is finds nothing.
+        found = [name in told[: len(names)] for told, names in lists for name in names]
+        shares[f"name, {kind}"] = share(found, chance=commonest)
         if kind == "scene":
             shares["name, scene: all, in order, no others"] = share([told == names for told, names in lists], chance=0)
     return TaskScores(shares, means, pictures)

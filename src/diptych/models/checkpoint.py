@@ -58,6 +58,7 @@ KEPT: dict[str, tuple[str, ...]] = {
         "patch_size",
         "time_conditioning",
         "text_pooling",
+        "text_matching",
         "boundary_tokens",
     ),
     "objective": ("schedule", "prediction"),
@@ -174,6 +175,8 @@ def _read_start(recipe: Recipe, folder: Path, language_config: Any) -> tuple[dic
     for key in own:
         if key.startswith("image_input.") and _adds_features(earlier, recipe):
             continue
+        if key == "vision_tower.text_matching" and _adds_matching(earlier, recipe):
+            continue
         if theirs[key] != own[key] and not (recipe.vision_tower.fresh_attention is True and key.endswith("_heads")):
             raise ValueError(
                 f"vision_tower.init_from {folder} has {key} {theirs[key]}, not {own[key]} as here; keep it"
@@ -202,8 +205,8 @@ def _kept_settings(recipe: Recipe, language_config: Any) -> dict[str, Any]:
 
 def _start_from(model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[str, str]) -> None:
     """Puts an earlier morph's tower into this one. Raises ValueError as `_read_start`, and for other frozen parts. The
-    head of another alignment, the map of features that are added to its latents, and attention where the recipe wants
-    it fresh, stay as a new tower has them."""
+    head of another alignment, the map of features that are added to its latents, what compares them with words, and
+    attention where the recipe wants it fresh, stay as a new tower has them."""
     config, earlier = _read_start(recipe, folder, model.text_tower.config)
     if added := _adds_features(earlier, recipe):
         hashes = {part: own for part, own in hashes.items() if part != "image_encoder"}
@@ -216,6 +219,8 @@ def _start_from(model: XFusionModel, recipe: Recipe, folder: Path, hashes: dict[
         left |= {name for name in names if name.startswith("alignment.")}
     if added:
         left |= {name for name in names if name.startswith("feature_embedder.")}
+    if _adds_matching(earlier, recipe):
+        left |= {name for name in names if name.startswith("text_matcher.")}
     own = {name: tensor for name, tensor in tensors.items() if name not in left}
     load_tensors(own, folder / WEIGHTS, sha256=config["weights_sha256"], optional=left)
 
@@ -229,6 +234,11 @@ def _fresh_blocks(model: XFusionModel, recipe: Recipe) -> tuple[str, ...]:
 def _adds_features(earlier: Recipe, recipe: Recipe) -> bool:
     """Whether features are added here to the latents that an earlier morph reads alone."""
     return earlier.image_input is None and recipe.image_input is not None and recipe.image_input.with_latents
+
+
+def _adds_matching(earlier: Recipe, recipe: Recipe) -> bool:
+    """Whether what an earlier morph reads is compared with the words only here."""
+    return recipe.vision_tower.text_matching and not earlier.vision_tower.text_matching
 
 
 def _aligned_to(recipe: Recipe) -> dict[str, Any] | None:

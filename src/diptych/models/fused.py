@@ -72,14 +72,13 @@ class FusedXFusion(nn.Module):
         positions = batch.positions
         live = frozen.live if plan.live.numel() else None
         num_targets = int(batch.image_is_target.sum())
-        pooled = None
-        if num_targets:
-            first = frozen.prefix[0] if live is None else torch.cat((frozen.prefix[0], live[plan.live_read]))
-            pooled = vision.pool_text(first[plan.pooled_rows], plan.pooled_images, num_targets)
+        first = frozen.prefix[0] if live is None else torch.cat((frozen.prefix[0], live[plan.live_read]))
+        pooled = vision.pool_text(first[plan.pooled_rows], plan.pooled_images, num_targets) if num_targets else None
         image = time = None
         if plan.context.numel():
             latents = batch.images[~batch.image_is_target]
-            image, time = vision.embed_context(latents, context_t, context_features)
+            words = vision.match_text(first[plan.matched_rows], plan.matched_images, len(latents))
+            image, time = vision.embed_context(latents, context_t, context_features, words)
         dtype = frozen.live.dtype
         ropes = [
             (text.rope(positions[rows], dtype), vision.rope(positions[rows], dtype))

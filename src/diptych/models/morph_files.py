@@ -26,7 +26,7 @@ REQUIRED = {"hashes", "recipe", "weights_sha256"}
 
 def find_morph(path: str | Path) -> Path:
     """The folder of a morph: a path, the name of one that Diptych carries, or a Hub id (fetched)."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if (found := find_local_morph(path)) is not None:
         return found
     if folder.exists():
@@ -47,7 +47,8 @@ def find_morph(path: str | Path) -> Path:
 
 def find_local_morph(path: str | Path) -> Path | None:
     """As `find_morph`, of what is on this machine without a look into the Hub's cache; None: there is none."""
-    folders = [Path(path)] if Path(path).exists() else [root / str(path) for root in carried_roots()]
+    own = Path(path).expanduser()
+    folders = [own] if own.exists() else [root / str(path) for root in carried_roots()]
     return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
 
 

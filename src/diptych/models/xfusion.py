@@ -87,7 +87,8 @@ class XFusion(nn.Module):
         image = time = image_rope = None
         if plan.context.numel():
             latents = batch.images[~batch.image_is_target]
-            image, time = vision.embed_context(latents, context_t, context_features)
+            words = vision.match_text(first[plan.matched_rows], plan.matched_images, len(latents))
+            image, time = vision.embed_context(latents, context_t, context_features, words)
             image_rope = vision.rope(positions[plan.context], image.dtype)
         read_text = torch.cat((plan.prefix, plan.live[plan.live_read]))
         read_rope = vision.rope(positions[read_text], dtype)

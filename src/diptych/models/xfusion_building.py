@@ -112,6 +112,7 @@ def build_xfusion(
         boundary_tokens=tower.boundary_tokens,
         copy_layers=is_copied(tower, config),
         text_pooling=tower.text_pooling,
+        text_matching=tower.text_matching,
         layer_design=tower.layer_design,
         x_fuse=tower.x_fuse,
         head_dim=measure_head_dim(config) if tower.layer_design == "projection" else None,

@@ -101,6 +101,27 @@ class FeatureAdder(nn.Module):
         return nn.functional.pad(added, (0, 0, self.num_boundary, self.num_boundary))
 
 
+class TextMatcher(nn.Module):
+    """What the patches of an image that is read have in common with the words before it, added to them from zero on.
+
+    Patches and words are each mapped and multiplied, feature by feature (a low-rank bilinear form): attention has to
+    learn to compare two things and to use what it compared at once, and neither is worth anything alone.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.patches = nn.Linear(width, width, bias=False)
+        self.words = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, tokens: Tensor, words: Tensor) -> Tensor:
+        """Image tokens [I, n, d] and the words of each image [I, d] -> [I, n, d]."""
+        tokens, words = (nn.functional.rms_norm(x, x.shape[-1:]) for x in (tokens, words))
+        return self.out(self.patches(tokens) * self.words(words)[:, None])
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoids of t in 0..1 and a two-layer MLP: [I] -> [I, d]."""
 

@@ -42,6 +42,7 @@ class RoutingPlan:
     live_read [..]: rows of `live` that a later image reads. context_read [..]: rows of `context` that live text reads.
     supervised [..]: rows of `live` that carry a label; labels [..] those labels.
     pooled_rows [..], pooled_images [..]: which rows of (prefix, live[live_read]) stand before which target image.
+    matched_rows [..], matched_images [..]: the same of context images.
 
     Key lists. Vision tower: prefix, live[live_read], context (then the target image's own tokens).
     Text tower: live_prefix, live, context[context_read]; at layers without a vision block: live_prefix, live.
@@ -58,6 +59,8 @@ class RoutingPlan:
     labels: Tensor
     pooled_rows: Tensor
     pooled_images: Tensor
+    matched_rows: Tensor
+    matched_images: Tensor
     context_groups: Groups | None
     target_groups: Groups | None
     live_groups: Groups | None
@@ -120,6 +123,7 @@ def build_plan(
 
     read_text = prefix + [live[row] for row in live_read]
     pooled = _text_before(target, read_text, image_ids, batch)
+    matched = _text_before(context, read_text, image_ids, batch)
     shared = prefix + [live[row] for row in live_read] + context
     shared_rows = _rows_by_sample(shared, batch)
     text_keys = live_prefix + live + [context[row] for row in context_read]
@@ -139,6 +143,8 @@ def build_plan(
         labels=long([labels[live[row]] for row in supervised]),
         pooled_rows=long([row for row, _ in pooled]),
         pooled_images=long([image for _, image in pooled]),
+        matched_rows=long([row for row, _ in matched]),
+        matched_images=long([image for _, image in matched]),
         context_groups=_image_groups(context, shared, shared_rows, image_ids, batch, own_offset=None),
         target_groups=_image_groups(target, shared, shared_rows, image_ids, batch, own_offset=len(shared)),
         live_groups=_causal_groups(live, text_keys, batch),
@@ -174,10 +180,10 @@ def _rows_by_sample(stream: list[int], batch: Batch) -> dict[int, list[tuple[int
     return rows
 
 
-def _text_before(target: list[int], text: list[int], image_ids: list[int], batch: Batch) -> list[tuple[int, int]]:
-    """(row of `text`, number of the target image) for all text of a sample that stands before that image."""
+def _text_before(tokens: list[int], text: list[int], image_ids: list[int], batch: Batch) -> list[tuple[int, int]]:
+    """(row of `text`, number of the image among those of `tokens`) for all text of a sample that stands before it."""
     starts: dict[int, int] = {}
-    for position in target:
+    for position in tokens:
         starts.setdefault(image_ids[position], position)
     image_samples = batch.image_samples.tolist()
     rows = _rows_by_sample(text, batch)

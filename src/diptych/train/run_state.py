@@ -79,8 +79,14 @@ def describe_run(recipe: Recipe, *, mixture: Mixture, batches: dict[str, Any]) -
     `batches`: that of the batch plan."""
     ends = {"draws after which sources end": mixture.num_draws} if any(mixture.num_draws) else {}
     settings = recipe.model_dump(mode="json")
+    read = (
+        {}
+        if recipe.image_input is None
+        else {"image_input": {key: value for key, value in settings["image_input"].items() if key != "image_encoder"}}
+    )
     description = {
         **{key: settings[key] for key in ("method", "seed", "template", "image_size", "vision_tower", "objective")},
+        **read,
         "data.max_length": recipe.data.max_length,
         "data.weights": [source.weight for source in recipe.data.sources],
         "samples in a row of one source": samples_in_a_row(recipe),

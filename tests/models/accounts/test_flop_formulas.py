@@ -73,7 +73,8 @@ def test_formulas_of_every_design_equal_the_counter(
 ) -> None:
     language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
     pooled = not symmetric
-    check(build_xfusion(symmetric=symmetric, language=language, layers=layers, text_pooling=pooled, **design), shape)
+    options = {"text_pooling": pooled, "text_matching": pooled}
+    check(build_xfusion(symmetric=symmetric, language=language, layers=layers, **options, **design), shape)
 
 
 @pytest.mark.parametrize("x_fuse", ["none", "text", "image", "both"])

@@ -1,4 +1,4 @@
-"""Tasks on emoji beyond drawing and naming (X-Fusion section 5): editing, painting, localisation, questions, scenes.
+"""Tasks on emoji beyond drawing and naming (X-Fusion section 5): editing, painting, localisation, questions, naming.
 
 Everything is made from a built emoji set, so that each right answer is known. Every sample has one picture and words
 in, and a picture or words out. Some concepts never stand in a training file. The split "test" is drawn anew from those
@@ -136,7 +136,7 @@ def build_emoji_tasks(
                 counts[f"{name}.jsonl"] = write_samples(folder / f"{name}.jsonl", samples)
         card = DataCard(
             name="emoji-tasks",
-            description="Editing, painting, localisation and questions, made from emoji so that every answer is known.",
+            description="Editing, painting, localisation, questions, naming; of emoji, so that answers are known.",
             settings=settings,
             counts={
                 "concepts in training": len(trained.names),

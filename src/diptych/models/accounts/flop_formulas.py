@@ -138,9 +138,15 @@ def _text_read_by_vision(model: XFusion, plan: RoutingPlan) -> Flops:
         if block.text_in is not None:
             # Its norm is trained, so the gradient passes the matrix too.
             total += _trained(tokens, block.text_in.linear.weight.numel(), used=used)
-    if vision.text_pool is not None:
-        total += _trained(plan.pooled_rows.numel(), vision.text_pool.linear.weight.numel())
-    return total
+    return total + pooling_flops(vision, plan)
+
+
+def pooling_flops(vision: Any, plan: RoutingPlan) -> Flops:
+    """Of the text before images that is pooled: before images to draw and, of a tower that compares, those it reads."""
+    if vision.text_pool is None:
+        return Flops()
+    read = 0 if vision.text_matcher is None else plan.matched_rows.numel()
+    return _trained(plan.pooled_rows.numel() + read, vision.text_pool.linear.weight.numel())
 
 
 def embedder_and_head_flops(model: XFusionModel, batch: Batch) -> Flops:
@@ -149,13 +155,16 @@ def embedder_and_head_flops(model: XFusionModel, batch: Batch) -> Flops:
     embedder, head = vision.embedder, vision.head
     num_targets = int(batch.image_is_target.sum())
     num_latents, features = batch.num_images, vision.feature_embedder
-    total = Flops()
+    total, num_read = Flops(), batch.num_images - num_targets
     if features is not None:
-        num_read = batch.num_images - num_targets
         num_latents -= 0 if vision.reads_latents else num_read
         weights = features.linear.weight.numel()
         total += linear_flops(num_read * embedder.num_patches, weights, input_gradient=False)
     total += linear_flops(num_latents * embedder.num_patches, embedder.linear.weight.numel(), input_gradient=False)
+    if (matcher := vision.text_matcher) is not None:
+        for_patches = matcher.patches.weight.numel() + matcher.out.weight.numel()
+        total += _trained(num_read * vision.num_image_tokens, for_patches)
+        total += _trained(num_read, matcher.words.weight.numel())
     if vision.alignment is not None:
         weights = sum(module.weight.numel() for module in vision.alignment.modules() if isinstance(module, nn.Linear))
         total += _trained(batch.num_images * embedder.num_patches, weights)

@@ -17,6 +17,7 @@ from diptych.models.accounts.flop_formulas import (
     embedder_and_head_flops,
     linear_flops,
     measure_layer,
+    pooling_flops,
 )
 from diptych.models.accounts.run_account import Flops
 from diptych.models.fused import FusedXFusion
@@ -87,9 +88,7 @@ def fused_step_flops(model: FusedXFusion, batch: Batch, plan: RoutingPlan) -> di
         if not num_live and not num_targets and layer == last:
             break
     total[ENDS] = embedder_and_head_flops(model, batch)
-    if vision.text_pool is not None:
-        pooled = linear_flops(plan.pooled_rows.numel(), vision.text_pool.linear.weight.numel())
-        _add(total, of_kind(MAPS, is_image=False), pooled)
+    _add(total, of_kind(MAPS, is_image=False), pooling_flops(vision, plan))
     if num_live:
         head = model.text_tower.language_model.lm_head
         total[HEAD] = linear_flops(plan.supervised.numel(), head.weight.numel(), weight_gradient=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.nn.alignment import AlignmentHead
-from diptych.nn.heads import FeatureAdder, FeatureEmbedder, ImageEmbedder, TimeEmbedding, VelocityHead
+from diptych.nn.heads import FeatureAdder, FeatureEmbedder, ImageEmbedder, TextMatcher, TimeEmbedding, VelocityHead
 from diptych.nn.layer_parts import Rope, rotary
 from diptych.nn.towers.diffusion_layers import PretrainedTower
 from diptych.nn.towers.dual import VisionBlock
@@ -43,6 +43,7 @@ class VisionTower(nn.Module):
         boundary_tokens: bool,
         copy_layers: bool,
         text_pooling: bool = False,
+        text_matching: bool = False,
         layer_design: LayerDesign = "dual",
         x_fuse: Fusing = "none",
         head_dim: int | None = None,
@@ -95,6 +96,7 @@ class VisionTower(nn.Module):
         )
         self.time = TimeEmbedding(self.width)
         self.text_pool = WidthMap(text_width, self.width) if text_pooling else None
+        self.text_matcher = TextMatcher(self.width) if text_matching else None
         self.adaln = adaln
         sizes = {"width": hidden_size, "text_width": text_width, "adaln": adaln}
         self.blocks = nn.ModuleList(self._build_block(module, **sizes) for module in modules)
@@ -189,10 +191,15 @@ class VisionTower(nn.Module):
         return tokens.flatten(0, 1), time
 
     def embed_context(
-        self, latents: Tensor, times: Tensor | None = None, features: Tensor | None = None
+        self,
+        latents: Tensor,
+        times: Tensor | None = None,
+        features: Tensor | None = None,
+        words: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Images that are read: like `embed`, at times [I] or clean; `features` [I, patches, F] are those of a tower
-        that reads them, in place of the latents or with them. Raises ValueError where they are missing, or not wanted.
+        that reads them, in place of the latents or with them; `words` [I, d]: what `match_text` made of the text before
+        each. Raises ValueError where features are missing, or not wanted.
         """
         if (features is None) != (self.feature_embedder is None):
             raise ValueError(
@@ -200,10 +207,13 @@ class VisionTower(nn.Module):
             )
         times = torch.zeros(len(latents), device=latents.device) if times is None else times
         if features is None or self.feature_embedder is None:
-            return self.embed(latents, times)
-        tokens = self.feature_embedder(features)
-        if self.feature_embedder.with_latents:
-            tokens = tokens + self.embedder(latents)
+            tokens = self.embedder(latents)
+        elif self.feature_embedder.with_latents:
+            tokens = self.feature_embedder(features) + self.embedder(latents)
+        else:
+            tokens = self.feature_embedder(features)
+        if self.text_matcher is not None and words is not None:
+            tokens = tokens + self.text_matcher(tokens, words)
         return self._with_time(tokens, self.time(times))
 
     def standardise_text(self, states: Tensor) -> None:
@@ -225,6 +235,10 @@ class VisionTower(nn.Module):
         total = mapped.new_zeros(num_images, self.width).index_add(0, images, mapped)
         counts = torch.bincount(images, minlength=num_images).clamp_min(1)
         return total / counts.to(mapped.dtype).sqrt()[:, None]
+
+    def match_text(self, states: Tensor, images: Tensor, num_images: int) -> Tensor | None:
+        """As `pool_text`, for the patches of images that are read to be multiplied by; None without matching."""
+        return None if self.text_matcher is None else self.pool_text(states, images, num_images)
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> Rope:
         return rotary(self.rotary, positions, dtype)
