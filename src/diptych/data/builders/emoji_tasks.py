@@ -60,7 +60,9 @@ LEAST_CHANGE = 0.004
 NAMES_APART = "; "
 """Between the names of an answer: some of them have commas."""
 CORNERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
-_BUILDER_VERSION = 5
+ASKED = {"count": 1, "exists": 3, "corner": 2}
+"""How often each question is asked: to count is learnt soonest, yes or no tells least."""
+_BUILDER_VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def locate(pool: Pool, chance: random.Random, size: int) -> Task:
 def ask(pool: Pool, chance: random.Random, size: int) -> Task:
     """How many, is there, what stands where."""
     placed = _scene(pool, chance, chance.randint(1, 4))
-    kind = chance.choice(("count", "exists", "corner"))
+    (kind,) = chance.choices(list(ASKED), weights=list(ASKED.values()))
     scene, there = draw_scene(placed, size), [thing.name for thing in placed]
     if kind == "count":
         return Task(scene, "How many things are there?", NUMBER_WORDS[len(placed)], {"kind": kind})
