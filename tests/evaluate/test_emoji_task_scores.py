@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entries = [entry(name, i, group=3 + i % 5, subgroup=i % 7) for i, name in enumerate(MANY)]
     build_emoji(folder / "emoji", **write_packages(folder / "packages", entries))
     build_emoji_tasks(
-        folder / "set", emoji_folder=folder / "emoji", num_samples=200, held_out_fraction=0.3, image_size=60
+        folder / "set", emoji_folder=folder / "emoji", num_samples=200, held_out_fraction=0.3, image_size=60, seed=1
     )
     return folder / "set"
 
