@@ -39,7 +39,7 @@ class Finder(nn.Module):
         self.image_in = nn.Linear(feature_dim, WIDTH)
         self.position = nn.Parameter(torch.randn(PATCHES, WIDTH) * 0.02)
         self.text_in = WidthMap(text_width, WIDTH)
-        self.matcher = TextMatcher(WIDTH)
+        self.matcher = TextMatcher(WIDTH, seen=feature_dim)
         self.scales = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH) for _ in range(2))
         options = {"dim_feedforward": 3 * WIDTH, "dropout": 0.0, "batch_first": True, "norm_first": True}
         depth = 6 if meeting == "attention" else 2
@@ -59,7 +59,7 @@ class Finder(nn.Module):
         elif self.meeting == "added":
             x = x + pooled[:, None]
         elif self.meeting == "product":
-            x = x + self.matcher(x, pooled)
+            x = x + self.matcher(features, pooled)
         for number, layer in enumerate(self.layers):
             if self.meeting == "modulation":
                 shift, scale = self.scales[number](pooled)[:, None].chunk(2, dim=-1)

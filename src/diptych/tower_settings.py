@@ -34,8 +34,8 @@ class VisionTowerConfig(Settings):
     )
     text_matching: bool = Field(
         default=False,
-        description="of text_pooling: also multiply the pooled text before an image that is read into its patches, "
-        "from nothing on, so that what the words name can be found in it",
+        description="of text_pooling: also multiply the pooled text before an image that is read into its patches, or "
+        "their features of image_input, from nothing on, so that what the words name can be found in it",
     )
     boundary_tokens: bool = Field(default=True, description="learned [BOI] and [EOI] positions around each image")
     init_from: str | None = Field(default=None, description="morph whose vision tower is trained on")

@@ -147,6 +147,28 @@ def test_a_run_that_would_be_overwritten_is_told_before_anything_is_loaded(
     assert "already holds step-000009; continue with train.resume_from_checkpoint=latest" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"path": "not-there.jsonl"}, "not-there.jsonl"),
+        ({"task": "draw"}, "task"),
+        ({"image_root": "nowhere"}, "nowhere"),
+    ],
+    ids=str,
+)
+def test_sources_that_cannot_be_used_are_told_before_a_model_is_loaded(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr(registry, "build_method", lambda recipe: pytest.fail("the model was built"))
+    recipe = yaml.safe_load(Path(write_recipe(parts, tmp_path / "run")).read_text(encoding="utf-8"))
+    del recipe["stages"]
+    recipe["data"]["sources"][0] |= source
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    refused = train(str(tmp_path / "one.yaml"))
+    assert refused.exit_code == 2, refused.output
+    assert said in refused.stderr
+
+
 def test_what_an_earlier_stage_writes_is_not_looked_for(parts: Path, tmp_path: Path) -> None:
     start = tmp_path / "run" / "connect" / "morph"
     result = train(write_recipe(parts, tmp_path / "run", vpit={"init_from": str(start)}))

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from diptych.cli import app
 from diptych.evaluate.linear_probe import probe, probe_emoji, tower_states
-from tiny_xfusion import build_tiny_morph
+from diptych.models.checkpoint import build_morph
+from tiny_vpit import build_encoder
+from tiny_xfusion import FakeAutoencoder, build_language, build_tiny_morph, tiny_recipe
 
 NUM = 400
 
@@ -42,7 +44,11 @@ def test_what_tells_the_group_alone_is_of_no_use_on_others() -> None:
     assert probe(features, labels, [str(int(g)) for g in group]).value < 0.75
 
 
-@pytest.mark.parametrize("design", [{}, {"layer_design": "gated"}, {"x_fuse": "both"}], ids=str)
+@pytest.mark.parametrize(
+    "design",
+    [{}, {"layer_design": "gated"}, {"layer_design": "projection"}, {"layer_design": "single"}, {"x_fuse": "both"}],
+    ids=str,
+)
 def test_states_of_every_block_of_each_image_alone(design: dict[str, Any]) -> None:
     tower = {"patch_size": 2, "time_conditioning": "adaln"}
     morph = build_tiny_morph(vision_tower=tower | design)
@@ -100,3 +106,33 @@ def test_what_cannot_be_probed_is_refused() -> None:
         tower_states(build_tiny_morph(), torch.zeros(1, 3, 8, 8), noise=2)
     with pytest.raises(ValueError, match="no vision tower"):
         tower_states(object(), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("with_latents", [False, True], ids=["in place of latents", "with latents"])
+@pytest.mark.parametrize("design", [{}, {"layer_design": "projection"}, {"x_fuse": "both"}], ids=str)
+def test_a_tower_that_reads_features_is_probed_by_them(
+    design: dict[str, Any], with_latents: bool, data: Path, tmp_path: Path
+) -> None:
+    """Clean images are read as in use: behind every block but the last, and another picture's features change it."""
+    encoder = build_encoder()
+    network: Any = encoder.network
+    network.network.save_pretrained(tmp_path / "encoder")
+    recipe = tiny_recipe(
+        vision_tower={"patch_size": 2, "time_conditioning": "adaln"} | design,
+        image_input={"image_encoder": str(tmp_path / "encoder"), "with_latents": with_latents},
+    )
+    parts: dict[str, Any] = {"language": build_language(), "autoencoder": FakeAutoencoder(), "encoder": encoder}
+    morph = build_morph(recipe, **parts, cached=False)
+    scores = probe_emoji(morph, data, batch_size=50)
+    assert list(scores) == ["latents", "features", *(f"layer {n}" for n in morph.model.vision_tower.layers[:-1])]
+    assert scores["features"].value == 1
+    noised = probe_emoji(morph, data, noise=0.5)
+    assert list(noised) == ["latents", *(f"layer {n}" for n in morph.model.vision_tower.layers)]
+    tower: Any = morph.model.vision_tower
+    with torch.no_grad():
+        tower.feature_embedder.linear.weight.normal_()
+    images, shape = torch.zeros(2, 3, 8, 8), (2, tower.embedder.num_patches, encoder.feature_dim)
+    one, other = (tower_states(morph, images, features=torch.randn(shape)) for _ in range(2))
+    assert not torch.allclose(one["layer 0"], other["layer 0"])
+    with pytest.raises(ValueError, match="features: needed where clean images are read by them"):
+        tower_states(morph, images)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diptych.data.samples import Message
 from diptych.data.tokenize import drop_images, drop_text
+from diptych.diffusion.path import PREDICTIONS, SCHEDULES, latest_time, place_on_path, prediction_target
 from diptych.models.drawing import draw_latents, guided_forms
 from diptych.sequence import pack
 from diptych.settings import ObjectiveConfig
@@ -41,19 +42,19 @@ def literal(model: Any, forms: list[Any], noise: Tensor, text: float, image: flo
     return x
 
 
+DESIGNS: list[dict[str, Any]] = [
+    {},
+    {"layer_design": "gated"},
+    {"layer_design": "projection"},
+    {"layer_design": "single"},
+    {"x_fuse": "text"},
+    {"x_fuse": "image"},
+    {"x_fuse": "both", "symmetric": False},
+]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "design",
-    [
-        {},
-        {"layer_design": "gated"},
-        {"layer_design": "projection"},
-        {"layer_design": "single"},
-        {"x_fuse": "text"},
-        {"x_fuse": "both", "symmetric": False},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("design", DESIGNS, ids=str)
 def test_one_batch_equals_separate_passes(design: dict[str, Any]) -> None:
     model = build_xfusion(**design)
     forms = [build_streams([shape, shape], model, seed=number) for number, shape in enumerate(FORMS)]
@@ -69,6 +70,57 @@ def test_one_batch_equals_separate_passes(design: dict[str, Any]) -> None:
         sampler="euler",
     )
     torch.testing.assert_close(drawn, literal(model, forms, noise, 3.0, 1.7), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("design", DESIGNS, ids=str)
+def test_no_step_repeats_what_prompts_are(design: dict[str, Any]) -> None:
+    """Clean images and text, in both towers, once for all steps; of the steps, one pass each for all guidance."""
+    model = build_xfusion(**design)
+    forms = [build_streams([shape, shape], model, seed=number) for number, shape in enumerate(FORMS)]
+    ran: list[str] = []
+    for name in ("prefill", "denoise"):
+        own = getattr(model, name)
+        setattr(model, name, lambda *given, name=name, own=own, **more: ran.append(name) or own(*given, **more))
+    noise = torch.randn(2, CHANNELS, SIZE, SIZE)
+    options: dict[str, Any] = {"guidance_scale": 3.0, "image_guidance_scale": 1.7, "sampler": "euler"}
+    texts = []
+    for num_steps in (2, 5):
+        ran.clear()
+        before = model.text_states.num_computed
+        draw_latents(model, forms, noise, objective=ObjectiveConfig(), num_steps=num_steps, **options)
+        texts.append(model.text_states.num_computed - before)
+        assert ran == ["prefill", *["denoise"] * num_steps]
+    assert texts[0] == texts[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_what_is_predicted_rightly_is_drawn(prediction: Any, schedule: Any, sampler: str) -> None:
+    """The exact prediction for a single datum leads to it from any noise, by every schedule and at shifted times."""
+    model = build_xfusion()
+    data, noise = torch.randn(2, 2, CHANNELS, SIZE, SIZE).unbind()
+    asked: dict[float, None] = {}
+
+    def exact(x: Tensor, t: Tensor, *_: Any) -> Tensor:
+        asked[round(float(t[0]), 5)] = None
+        place = place_on_path(t, x, schedule)
+        return prediction_target(
+            data, (x - place.data * data) / place.noise, t, prediction=prediction, schedule=schedule
+        )
+
+    model.denoise = exact
+    objective = ObjectiveConfig(prediction=prediction, schedule=schedule, timestep_shift=2.0)
+    prompts, num_steps = [build_streams([[("text", 2), ("target", 1)]] * 2, model)], 200
+    drawn = draw_latents(
+        model, prompts, noise, objective=objective, guidance_scale=1.0, num_steps=num_steps, sampler=sampler
+    )
+    steps = [1 - step / num_steps for step in range(num_steps)]
+    shifted = [latest_time(prediction, schedule) * 2 * u / (1 + u) for u in steps]
+    assert list(asked)[:num_steps] == pytest.approx(shifted, abs=1e-4)
+    torch.testing.assert_close(drawn, data, atol=0.05, rtol=0)
 
 
 @torch.no_grad()

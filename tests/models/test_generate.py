@@ -41,7 +41,10 @@ KEEPING = [design for design in DESIGNS if design.get("layer_design") != "single
 
 @pytest.mark.parametrize(
     ("family", "design"),
-    [*((family, {}) for family in FAMILIES), *(("llama", one) for one in (*KEEPING, {"x_fuse": "text"}) if one)],
+    [
+        *((family, {}) for family in FAMILIES),
+        *(("llama", one) for one in (*KEEPING, {"x_fuse": "text"}, {"x_fuse": "image"}) if one),
+    ],
 )
 def test_text_logits_are_the_language_models_bit_for_bit(family: str, design: dict[str, Any]) -> None:
     """Those of an instance that never stood in a morph, also after the morph has drawn and read."""
@@ -163,6 +166,19 @@ def test_text_mode_without_images_is_the_language_models_own_answer() -> None:
 def test_options_out_of_range_are_refused_by_name(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         MORPH.generate(_ask("a cat"), **options)
+
+
+def test_the_recipes_sampler_and_steps_are_those_of_a_call_that_names_none() -> None:
+    tower = {"patch_size": 2, "time_conditioning": "adaln"}
+    morph = build_tiny_morph(vision_tower=tower, sample={"sampler": "heun", "num_inference_steps": 3})
+    (drawn,) = morph.generate(_ask("a cat"), generation_mode="image", seed=1)
+    for options, same in (
+        ({"sampler": "heun", "num_inference_steps": 3}, True),
+        ({"sampler": "euler"}, False),
+        ({"num_inference_steps": 2}, False),
+    ):
+        (told,) = morph.generate(_ask("a cat"), generation_mode="image", seed=1, **options)
+        assert numpy.array_equal(_pixels(told), _pixels(drawn)) == same, options
 
 
 def test_a_conversation_without_a_user_is_refused() -> None:

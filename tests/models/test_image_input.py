@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from diptych.backbones.autoencoder import PixelSpace, load_image_space
-from diptych.models import conversation
+from diptych.models import checkpoint, conversation, xfusion_training
 from diptych.models.checkpoint import build_morph, load_morph, save_morph
 from diptych.models.generate import Morph
 from diptych.models.xfusion_training import XFusionTraining
@@ -22,6 +22,12 @@ from tiny_vpit import build_encoder
 from tiny_xfusion import FakeAutoencoder, build_language, tiny_recipe
 
 COLOURS = ("red", "green", "blue")
+TOWERS: list[dict[str, Any]] = [
+    {},
+    {"boundary_tokens": False},
+    *({"layer_design": name} for name in ("gated", "projection", "single")),
+    {"x_fuse": "both"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +77,40 @@ def with_features(folder: Path, *, with_latents: bool = False, **tower: Any) -> 
     return build(folder, image_input=image_input, vision_tower=base | tower)
 
 
-@pytest.mark.parametrize("tower", [{}, {"boundary_tokens": False}, {"layer_design": "gated"}], ids=str)
+@pytest.mark.parametrize("tower", TOWERS, ids=str)
 def test_what_is_read_are_features_and_what_is_drawn_latents(folder: Path, tower: dict[str, Any]) -> None:
     assert_reads(with_features(folder, **tower), latents=False)
 
 
-@pytest.mark.parametrize("tower", [{}, {"boundary_tokens": False}, {"layer_design": "gated"}], ids=str)
+@pytest.mark.parametrize("tower", TOWERS, ids=str)
 def test_features_are_read_beside_latents(folder: Path, tower: dict[str, Any]) -> None:
     assert_reads(with_features(folder, with_latents=True, **tower), latents=True)
+
+
+def test_the_encoder_is_asked_for_what_the_recipe_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def load(name: str, **wanted: Any) -> Any:
+        asked.append({"image_encoder": name, **wanted})
+        return build_encoder()
+
+    for module in (checkpoint, xfusion_training):
+        monkeypatch.setattr(module, "load_image_encoder", load)
+    name = str(folder / "encoder")
+    read = {"image_encoder": name, "encoder_layer": 0, "encoder_image_size": 8}
+    aligned = {"image_encoder": name, "layer": 1, "encoder_layer": -1, "encoder_image_size": 16}
+    recipe = tiny_recipe(
+        data={"sources": [{"path": str(folder / "draw.jsonl")}]},
+        vision_tower={"patch_size": 2},
+        image_input=read,
+        alignment=aligned,
+    )
+    parts: dict[str, Any] = {"language": build_language(), "autoencoder": FakeAutoencoder()}
+    XFusionTraining(recipe, build_morph(recipe, **parts, cached=False))
+    assert asked == [
+        {"image_encoder": name, "layer": 0, "image_size": 8},
+        {"image_encoder": name, "layer": -1, "image_size": 16},
+    ]
 
 
 def assert_reads(training: XFusionTraining, *, latents: bool) -> None:

@@ -108,12 +108,13 @@ def test_a_draw_carries_its_noise_wherever_it_is_packed(training: XFusionTrainin
     assert not torch.equal(training.build_batch([(9, *PICKS[1][1:])], seed=3).noise, alone.noise)
 
 
+@pytest.mark.parametrize("schedule", ["flow", "ddpm_cosine", "ddpm_linear"])
 @pytest.mark.parametrize("cap", [0.0, 0.25, 1.0])
 def test_images_that_are_read_are_noised_up_to_the_cap_and_the_tower_is_told_how_far(
-    training: XFusionTraining, cap: float
+    training: XFusionTraining, cap: float, schedule: str
 ) -> None:
     clean = training.build_batch(PICKS, seed=3)
-    objective = training.recipe.objective.model_copy(update={"context_noise": cap})
+    objective = training.recipe.objective.model_copy(update={"context_noise": cap, "schedule": schedule})
     training.recipe = training.recipe.model_copy(update={"objective": objective})
     batches = [training.build_batch([(draw, 1, 0)], seed=3) for draw in range(40)]
     own = [batch.batch.images[~batch.batch.image_is_target] for batch in batches]
@@ -125,9 +126,8 @@ def test_images_that_are_read_are_noised_up_to_the_cap_and_the_tower_is_told_how
     times = torch.cat([batch.context_t for batch in batches])
     assert 0 <= float(times.min()) < 0.2 * cap
     assert 0.8 * cap < float(times.max()) <= cap
-    noise = (
-        torch.cat([images - (1 - t) * kept for images, t in zip(own, times, strict=True)]) / times[:, None, None, None]
-    )
+    left, added = PATHS[schedule]
+    noise = torch.cat([(images - left(t) * kept) / added(t) for images, t in zip(own, times, strict=True)])
     assert abs(float(noise.mean())) < 0.1
     assert abs(float(noise.std()) - 1) < 0.1
     _stir(training)
@@ -234,6 +234,15 @@ def test_losses_are_the_same_whatever_of_the_text_states_the_disk_may_take(tmp_p
         assert (cache is None) == (limit == 0)
         assert cache is None or cache.is_full == (limit < 1)
     assert losses[20] == losses[5e-5] == losses[0]
+
+
+@pytest.mark.parametrize("layer_design", ["single", "gated"])
+def test_the_single_tower_says_that_text_will_not_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], layer_design: str
+) -> None:
+    _build(tmp_path, vision_tower={"layer_design": layer_design})
+    said = "note: layer_design single trains the language model itself: text alone will not stay as it was"
+    assert (said in capsys.readouterr().err) == (layer_design == "single")
 
 
 PATHS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from diptych.sequence import Batch, Sequence, pack
 from literal_dual import literal_forward
 from tiny_xfusion import (
     ALONE,
+    CHANNELS,
     FAMILIES,
+    SIZE,
     build_language,
     build_streams,
     build_xfusion,
@@ -270,3 +273,28 @@ def test_a_symmetric_tower_starts_as_a_copy_and_shares_no_memory(family: str) ->
 def test_an_untrained_tower_predicts_no_velocity() -> None:
     model = build_xfusion(stirred=False)
     assert not _velocity(model, [Sequence((text(4), image(model, is_target=True)))]).any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_latents", [False, True], ids=["in place of latents", "with latents"])
+@pytest.mark.parametrize("boundary_tokens", [False, True], ids=["patches alone", "between boundary tokens"])
+def test_words_are_compared_with_the_features_of_each_patch(boundary_tokens: bool, with_latents: bool) -> None:
+    model = build_xfusion(
+        symmetric=False, adaln=True, text_pooling=True, text_matching=True, boundary_tokens=boundary_tokens
+    )
+    vision: Any = model.vision_tower
+    vision.read_features(5, with_latents=with_latents)
+    matcher, patches = vision.text_matcher, vision.embedder.num_patches
+    matcher.out.weight.normal_()
+    matcher.out.bias.normal_()
+    latents, features = torch.randn(2, CHANNELS, SIZE, SIZE), torch.randn(2, patches, 5)
+    words = torch.randn(2, vision.width)
+    alone, _ = vision.embed_context(latents, None, features)
+    compared, _ = vision.embed_context(latents, None, features, words)
+    expected = torch.zeros(2, vision.num_image_tokens, vision.width)
+    for number, row in enumerate(words):
+        for patch, feature in enumerate(features[number]):
+            seen = matcher.patches.weight @ (feature / feature.square().mean().sqrt())
+            said = matcher.words.weight @ (row / row.square().mean().sqrt())
+            expected[number, patch + boundary_tokens] = matcher.out.weight @ (seen * said) + matcher.out.bias
+    torch.testing.assert_close((compared - alone).view_as(expected), expected, atol=1e-5, rtol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,24 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from diptych.backbones.weight_hash import hash_module
+from diptych.models.checkpoint import build_morph
 from diptych.models.fused import FusedXFusion
 from diptych.nn.towers import fused_blocks
 from diptych.sequence import Sequence, pack
 from literal_fused import literal_forward
-from tiny_xfusion import ALONE, build_language, build_streams, build_xfusion, image, noise_of, sequences, text
+from tiny_diffusion_transformers import build_dit, build_sd3
+from tiny_xfusion import (
+    ALONE,
+    FakeAutoencoder,
+    build_language,
+    build_streams,
+    build_xfusion,
+    image,
+    noise_of,
+    sequences,
+    text,
+    tiny_recipe,
+)
 
 TOLERANCE = 2e-5
 DESIGNS: dict[str, dict[str, Any]] = {
@@ -87,6 +101,23 @@ def compare(model: FusedXFusion, streams: list[Sequence]) -> None:
 @pytest.mark.parametrize("name", DESIGNS)
 def test_routed_equals_literal_in_values_and_gradients(name: str, adaln: bool) -> None:
     model = build(name, adaln=adaln)
+    compare(model, build_streams(MIXED, model))
+
+
+@pytest.mark.parametrize("boundary_tokens", [False, True], ids=["patches alone", "between boundary tokens"])
+@pytest.mark.parametrize("x_fuse", ["text", "image", "both"])
+@pytest.mark.parametrize("network", [build_dit, build_sd3])
+def test_routed_equals_literal_upon_a_diffusion_transformer(
+    network: Any, x_fuse: str, boundary_tokens: bool, tmp_path: Path
+) -> None:
+    """X-Fuse-proj (X-Fusion section 4): blocks of another network and width, fused at the layers they stand beside."""
+    network().save_pretrained(tmp_path)
+    tower = {"layers": [0, 2], "time_conditioning": "adaln", "boundary_tokens": boundary_tokens, "patch_size": 2}
+    recipe = tiny_recipe(vision_tower=tower | {"diffusion_transformer": str(tmp_path), "x_fuse": x_fuse})
+    model: Any = build_morph(recipe, language=build_language(), autoencoder=FakeAutoencoder(), cached=False).model
+    with torch.no_grad():
+        for parameter in model.vision_tower.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
     compare(model, build_streams(MIXED, model))
 
 

@@ -42,6 +42,13 @@ def check_stages(stages: Sequence[Recipe]) -> None:
         morphs.append(Path(stage.output_dir, "morph").resolve())
 
 
+def check_sources(stage: Recipe) -> None:
+    """Opens the sources of a recipe and reads some records. Raises ValueError where one cannot be opened, does not go
+    with its settings, or none of those records is good."""
+    for number in range(len(stage.data.sources)):
+        _check_source(stage, number)
+
+
 def _checks(stage: Recipe, morphs: Sequence[Path]) -> list[tuple[str, Callable[[], object]]]:
     """Each by a key that says all that it depends on; `morphs`: those that earlier stages write."""
     config, trusted = stage.vpit, stage.trust_remote_code

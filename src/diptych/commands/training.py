@@ -29,9 +29,11 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
     from diptych.distributed import free_memory, on_main, process_group
 
     with process_group():
-        if len(stages) > 1:
-            from diptych.commands.checking_stages import check_stages
+        from diptych.commands.checking_stages import check_sources, check_stages
 
+        if len(stages) == 1:  # before models are fetched for it; what else it needs is told as it is built
+            on_main(lambda: check_sources(stages[0]), what="looking into the sources")
+        else:
             on_main(lambda: check_stages(stages), what="looking for what the stages need")
         for stage in stages:
             exit_code = _train_one(stage)

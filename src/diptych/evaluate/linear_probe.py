@@ -1,7 +1,8 @@
 """Linear probing: what a linear classifier reads off the vision tower, layer by layer (X-Fusion section 4).
 
-An image alone goes through the tower, clean or noised; its states behind every block, averaged over its tokens, are
-classified by ridge regression. Concepts of the test never stand in training, in no style.
+An image alone goes through the tower, clean or noised, as one that is drawn; where the tower reads clean images by an
+image encoder's features, they go through it as ones that are read. Its states behind every block, averaged over its
+tokens, are classified by ridge regression. Concepts of the test never stand in training, in no style.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from diptych.data.images import image_to_tensor, open_image
 from diptych.diffusion.path import add_noise
 from diptych.evaluate.scores import Score, share
+from diptych.models.encoded_images import EncodedImages, image_features, read_fit
 from diptych.sequence import ImageSpan, pack
 from diptych.sequence import Sequence as Stream
 
@@ -27,12 +29,16 @@ LABELS = ("group", "subgroup", "style")
 
 
 @torch.no_grad()
-def tower_states(morph: Any, images: Tensor, *, noise: float = 0.0, seed: int = 0) -> dict[str, Tensor]:
+def tower_states(
+    morph: Any, images: Tensor, *, features: Tensor | None = None, noise: float = 0.0, seed: int = 0
+) -> dict[str, Tensor]:
     """Images [N, 3, S, S] in -1..1 -> "latents" [N, C h w] as the tower gets them, which is the baseline, and "layer K"
     [N, w] behind the block beside layer K.
 
-    noise: time that the latents are noised to, 0 (clean) to 1. Raises ValueError out of that range, and for a morph
-    without a vision tower.
+    features [N, n, F]: of a tower that reads them, for clean images (`reads_by_features`); their mean [N, F] is another
+    baseline, and the last block is left out, which nobody computes of images that are read. noise: time that the
+    latents are noised to, 0 (clean) to 1. Raises ValueError out of that range, for a morph without a vision tower, and
+    for features that are missing, or not wanted.
     """
     if not 0 <= noise <= 1:
         raise ValueError(f"noise must lie in 0..1, got {noise}")
@@ -40,16 +46,14 @@ def tower_states(morph: Any, images: Tensor, *, noise: float = 0.0, seed: int = 
     if not hasattr(model, "vision_tower"):
         raise ValueError("this morph has no vision tower to probe; give one of method xfusion")
     tower: Any = model.vision_tower
-    if morph.recipe.image_input is not None and not noise:
-        raise ValueError(
-            "this morph reads clean images by an image encoder's features, which no probe is given; probe what it "
-            "makes of noised ones, as it does when it draws (noise above 0)"
-        )
+    is_read = reads_by_features(morph, noise)
+    if is_read != (features is not None):
+        raise ValueError("features: needed where clean images are read by them, and for nothing else")
     latents = morph.autoencoder.encode(images.to(morph.device))
     drawn = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
     t = torch.full((len(latents),), noise, device=latents.device)
     noised = add_noise(latents, drawn, t, schedule=morph.recipe.objective.schedule)
-    spans = [ImageSpan(latent, tower.num_image_tokens, is_target=True) for latent in noised.cpu()]
+    spans = [ImageSpan(latent, tower.num_image_tokens, is_target=not is_read) for latent in noised.cpu()]
     packed = pack([Stream((span,), draw=draw) for draw, span in enumerate(spans)])
     plan = model.plan(packed).to(morph.device)
     batch = packed.to(morph.device)
@@ -62,16 +66,24 @@ def tower_states(morph: Any, images: Tensor, *, noise: float = 0.0, seed: int = 
 
         return hook
 
-    prefilled = model.prefill(batch, plan)
-    handles = [
-        block.register_forward_hook(keep(layer)) for layer, block in zip(tower.layers, tower.blocks, strict=True)
-    ]
+    prefilled = None if is_read else model.prefill(batch, plan)
+    blocks = list(zip(tower.layers, tower.blocks, strict=True))
+    handles = [block.register_forward_hook(keep(layer)) for layer, block in (blocks[:-1] if is_read else blocks)]
     try:
-        model.denoise(noised, t, batch, plan, prefilled)
+        if features is None:
+            model.denoise(noised, t, batch, plan, prefilled)
+        else:
+            states["features"] = features.mean(dim=1).float().cpu()
+            model.prefill(batch, plan, context_features=features.to(morph.device))
     finally:
         for handle in handles:
             handle.remove()
     return states
+
+
+def reads_by_features(morph: Any, noise: float) -> bool:
+    """Whether images at this time are given to the tower as an image encoder's features, alone or with latents."""
+    return morph.recipe.image_input is not None and not noise
 
 
 def probe(features: Tensor, labels: Tensor, groups: Sequence[str], *, seed: int = 0) -> Score:
@@ -118,17 +130,29 @@ def probe_emoji(
     rows = rows[:num]
     classes = {name: number for number, name in enumerate(sorted({row[1] for row in rows}))}
     collected: dict[str, list[Tensor]] = {}
+    read = _reader(morph) if hasattr(morph, "encoder") and reads_by_features(morph, noise) else None
+    options: dict[str, Any] = {"noise": noise}
     for start in range(0, len(rows), batch_size):
         chunk = [
             image_to_tensor(open_image(row[2]), morph.recipe.image_size) for row in rows[start : start + batch_size]
         ]
-        for name, states in tower_states(morph, torch.stack(chunk), noise=noise, seed=seed + start).items():
+        if read is not None:
+            paths = [str(row[2]) for row in rows[start : start + batch_size]]
+            read.prepare(paths)
+            options["features"] = torch.stack([read.load(path) for path in paths])
+        for name, states in tower_states(morph, torch.stack(chunk), seed=seed + start, **options).items():
             collected.setdefault(name, []).append(states)
         if progress is not None:
             progress(min(start + batch_size, len(rows)), len(rows))
     labels = torch.tensor([classes[row[1]] for row in rows])
     names = [row[0] for row in rows]
     return {name: probe(torch.cat(parts), labels, names, seed=seed) for name, parts in collected.items()}
+
+
+def _reader(morph: Any) -> EncodedImages:
+    tower = morph.model.vision_tower
+    fit = read_fit(morph.encoder, tower)
+    return image_features(morph.encoder, tower.embedder.num_patches, cache_dir=morph.cache_dir, fit=fit)
 
 
 def _accuracy(features: Tensor, labels: Tensor, is_fit: Tensor, is_test: Tensor, ridge: float) -> Tensor:

@@ -237,8 +237,9 @@ def _adds_features(earlier: Recipe, recipe: Recipe) -> bool:
 
 
 def _adds_matching(earlier: Recipe, recipe: Recipe) -> bool:
-    """Whether what an earlier morph reads is compared with the words only here."""
-    return recipe.vision_tower.text_matching and not earlier.vision_tower.text_matching
+    """Whether what an earlier morph reads is compared with the words only here, or by the features added here."""
+    has = earlier.vision_tower.text_matching and not _adds_features(earlier, recipe)
+    return recipe.vision_tower.text_matching and not has
 
 
 def _aligned_to(recipe: Recipe) -> dict[str, Any] | None:

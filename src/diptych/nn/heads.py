@@ -105,21 +105,22 @@ class TextMatcher(nn.Module):
     """What the patches of an image that is read have in common with the words before it, added to them from zero on.
 
     Patches and words are each mapped and multiplied, feature by feature (a low-rank bilinear form): attention has to
-    learn to compare two things and to use what it compared at once, and neither is worth anything alone.
+    learn to compare two things and to use what it compared at once, and neither is worth anything alone. `seen`: the
+    width of what patches are compared by: an image encoder's features if the tower reads them, else its own tokens.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, seen: int) -> None:
         super().__init__()
-        self.patches = nn.Linear(width, width, bias=False)
+        self.patches = nn.Linear(seen, width, bias=False)
         self.words = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, tokens: Tensor, words: Tensor) -> Tensor:
-        """Image tokens [I, n, d] and the words of each image [I, d] -> [I, n, d]."""
-        tokens, words = (nn.functional.rms_norm(x, x.shape[-1:]) for x in (tokens, words))
-        return self.out(self.patches(tokens) * self.words(words)[:, None])
+    def forward(self, patches: Tensor, words: Tensor) -> Tensor:
+        """What is seen of the patches [I, n, seen] and the words of each image [I, d] -> [I, n, d]."""
+        patches, words = (nn.functional.rms_norm(x, x.shape[-1:]) for x in (patches, words))
+        return self.out(self.patches(patches) * self.words(words)[:, None])
 
 
 class TimeEmbedding(nn.Module):

@@ -31,6 +31,7 @@ CASES = [(design, layers, own) for design in X_FUSE for layers in (EVERY, (1, 3)
 CASES += [(design, EVERY, own) for design in OTHERS for own in (True, False)]
 CASES += [({"layer_design": "single"}, EVERY, True)]
 """Layer design, layers, whether of the language model's widths."""
+DESIGNS = [*X_FUSE, *OTHERS, {"layer_design": "single"}]
 
 
 def count(
@@ -91,9 +92,10 @@ def test_formulas_of_a_diffusion_transformer_equal_the_counter(network: Any, x_f
 
 @pytest.mark.parametrize("shape", [DRAW, READ, EDIT], ids=["draw", "read", "edit"])
 @pytest.mark.parametrize("projector", ["linear", "mlp3"])
-def test_formulas_count_the_alignment(projector: str, shape: list[tuple[str, int]]) -> None:
+@pytest.mark.parametrize("design", DESIGNS, ids=str)
+def test_formulas_count_the_alignment(design: dict[str, Any], projector: str, shape: list[tuple[str, int]]) -> None:
     language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
-    model = build_xfusion(symmetric=False, language=language)
+    model = build_xfusion(symmetric="layer_design" in design, language=language, **design)
     model.vision_tower.align(1, 32, projector=projector)
     forward, backward, _, parts, _ = count(model, [shape] * 4)
     assert sum(part.forward for part in parts.values()) == pytest.approx(forward, rel=0.03)
@@ -101,9 +103,12 @@ def test_formulas_count_the_alignment(projector: str, shape: list[tuple[str, int
 
 
 @pytest.mark.parametrize("with_latents", [False, True], ids=["in place of latents", "with latents"])
-def test_formulas_count_features(with_latents: bool) -> None:
+@pytest.mark.parametrize("matching", [False, True])
+@pytest.mark.parametrize("design", DESIGNS, ids=str)
+def test_formulas_count_features(design: dict[str, Any], with_latents: bool, matching: bool) -> None:
     language = build_language("llama", hidden_size=64, intermediate_size=160, num_hidden_layers=4)
-    model = build_xfusion(symmetric=False, language=language)
+    options: dict[str, Any] = {"text_pooling": matching, "text_matching": matching, **design}
+    model = build_xfusion(symmetric="layer_design" in design, language=language, **options)
     model.vision_tower.read_features(256, with_latents=with_latents)
     features = torch.randn(4, model.vision_tower.embedder.num_patches, 256)
     forward, backward, _, parts, _ = count(model, [EDIT] * 4, features)

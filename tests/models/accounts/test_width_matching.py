@@ -47,8 +47,14 @@ def cost(recipe: Recipe, measure: str) -> float:
 @pytest.mark.parametrize("measure", ["parameters", "compute"])
 @pytest.mark.parametrize(
     "design",
-    [{"layer_design": "gated"}, {"layer_design": "projection"}, {"x_fuse": "both"}, {"hidden_size": 192}],
-    ids=["gated", "projection", "x_fuse", "given"],
+    [
+        {"layer_design": "gated"},
+        {"layer_design": "projection"},
+        {"x_fuse": "both"},
+        {"x_fuse": "image"},
+        {"hidden_size": 192},
+    ],
+    ids=["gated", "projection", "x_fuse", "x_fuse image", "given"],
 )
 def test_costs_what_it_is_matched_to(language_folder: str, design: dict[str, Any], measure: str) -> None:
     matched = match_widths(build(language_folder, match=measure, **design))

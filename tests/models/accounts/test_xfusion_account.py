@@ -204,3 +204,16 @@ def test_memory_of_a_rank_is_frozen_weights_and_weights_gradients_and_two_moment
     several = account.rank_bytes(4)
     assert several["frozen weights"] == 4 * frozen
     assert sum(several.values()) == pytest.approx(4 * frozen + 8 * trained + each * trained / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=str)
+def test_frozen_text_that_is_not_kept_is_of_every_step(design: dict[str, Any], tmp_path: Path) -> None:
+    kept, anew = (account_of(tmp_path, design, text_cache_gb=size) for size in (1, 0))
+    frozen = kept.once.get("frozen text")
+    assert (frozen is None) == (design.get("layer_design") == "single")
+    assert anew.step.total - kept.step.total == pytest.approx(0 if frozen is None else frozen.total)
+    assert "frozen text" not in anew.once
+    assert ("frozen text, once and then cached" in kept.describe(1e9, measured=False)) == (frozen is not None)
+    assert "once and then cached" not in anew.describe(1e9, measured=False).replace("latents, once", "")
+    told = anew.flops_per_token["text token"].total - kept.flops_per_token["text token"].total
+    assert told * anew.tokens["text token"] == pytest.approx(0 if frozen is None else frozen.total)

@@ -162,8 +162,9 @@ def embedder_and_head_flops(model: XFusionModel, batch: Batch) -> Flops:
         total += linear_flops(num_read * embedder.num_patches, weights, input_gradient=False)
     total += linear_flops(num_latents * embedder.num_patches, embedder.linear.weight.numel(), input_gradient=False)
     if (matcher := vision.text_matcher) is not None:
-        for_patches = matcher.patches.weight.numel() + matcher.out.weight.numel()
-        total += _trained(num_read * vision.num_image_tokens, for_patches)
+        compared = num_read * (vision.num_image_tokens if features is None else embedder.num_patches)
+        total += linear_flops(compared, matcher.patches.weight.numel(), input_gradient=features is None)
+        total += _trained(compared, matcher.out.weight.numel())
         total += _trained(num_read, matcher.words.weight.numel())
     if vision.alignment is not None:
         weights = sum(module.weight.numel() for module in vision.alignment.modules() if isinstance(module, nn.Linear))

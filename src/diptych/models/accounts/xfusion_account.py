@@ -21,6 +21,9 @@ from diptych.nn.visibility import RoutingPlan
 from diptych.sequence import Batch, pack
 from diptych.tower_settings import VisionTowerConfig
 
+FROZEN_TEXT = "text tower, frozen text"
+"""The part of a step that is only there where nothing of it is kept (`text_cache_gb: 0`)."""
+
 
 def account_xfusion(
     recipe: Recipe, *, nominal: Nominal | None = None, language: Any = None, first: FirstStreams | None = None
@@ -70,6 +73,9 @@ def account_xfusion(
         for kind, encoder in encoders.items():
             seen = batch.num_images if kind == "alignment" else int((~batch.image_is_target).sum())
             features += Flops(count_encoder_flops(encoder) * seen)
+    if not recipe.text_cache_gb and once.total:
+        flops[FROZEN_TEXT], once = once, Flops()
+        spent[FROZEN_TEXT] = (num_text, "text token")
     latent_cost = Flops(count_encoding_flops(autoencoder, recipe.image_size)) if num_latents else Flops()
     return RunAccount(
         recipe=recipe,

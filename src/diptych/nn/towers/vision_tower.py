@@ -96,7 +96,7 @@ class VisionTower(nn.Module):
         )
         self.time = TimeEmbedding(self.width)
         self.text_pool = WidthMap(text_width, self.width) if text_pooling else None
-        self.text_matcher = TextMatcher(self.width) if text_matching else None
+        self.text_matcher = TextMatcher(self.width, seen=self.width) if text_matching else None
         self.adaln = adaln
         sizes = {"width": hidden_size, "text_width": text_width, "adaln": adaln}
         self.blocks = nn.ModuleList(self._build_block(module, **sizes) for module in modules)
@@ -132,6 +132,8 @@ class VisionTower(nn.Module):
             self.feature_embedder = FeatureEmbedder(
                 feature_dim, num_patches=self.embedder.num_patches, width=self.width, boundary_tokens=has_boundary
             )
+        if self.text_matcher is not None:
+            self.text_matcher = TextMatcher(self.width, seen=feature_dim)
 
     @property
     def reads_latents(self) -> bool:
@@ -213,7 +215,9 @@ class VisionTower(nn.Module):
         else:
             tokens = self.feature_embedder(features)
         if self.text_matcher is not None and words is not None:
-            tokens = tokens + self.text_matcher(tokens, words)
+            added = self.text_matcher(tokens if features is None else features, words)
+            beside = (tokens.shape[1] - added.shape[1]) // 2  # boundary tokens have no features
+            tokens = tokens + nn.functional.pad(added, (0, 0, beside, beside))
         return self._with_time(tokens, self.time(times))
 
     def standardise_text(self, states: Tensor) -> None:
