@@ -1,10 +1,11 @@
-"""A diffusion transformer that already draws, as the vision tower: dual, with maps between the widths, without X-Fuse.
+"""A diffusion transformer that already draws, as the vision tower: dual, with maps between the widths, and X-Fuse.
 
     python bench/pretrained_tower.py data/emoji --minutes 4 --pretrain-minutes 6 --out runs/pretrained-tower
 
-First a small DiT (diffusers' own class) is trained on the emoji's latents without any text. Then two towers of its
-shape learn to draw from prompts, beside SmolLM2, for equally long: one made of the trained DiT, one of an untrained
-one. The loss is of the same noised images for both, of prompts that both were trained on.
+First a small DiT (diffusers' own class) is trained on the emoji's latents without any text. Then towers of its shape
+learn to draw from prompts, beside SmolLM2, for equally long: made of the trained DiT, of an untrained one, and of the
+trained one with X-Fuse (X-Fuse-proj: the frozen layers see the images too, through maps). The loss is of the same
+noised images for all, of prompts that all were trained on.
 """
 
 from __future__ import annotations
@@ -81,13 +82,14 @@ def pretrain(network: Any, latents: torch.Tensor, *, minutes: float) -> float:
     return sum(losses[-50:]) / len(losses[-50:])
 
 
-def recipe_of(data: Path, transformer: Path, out: Path, *, minutes: float) -> Recipe:
+def recipe_of(data: Path, transformer: Path, out: Path, *, minutes: float, x_fuse: str = "none") -> Recipe:
     return build_recipe(
         {
             "output_dir": str(out),
             "template": "plain",
             "vision_tower": {
                 "diffusion_transformer": str(transformer),
+                "x_fuse": x_fuse,
                 "layers": LAYERS,
                 "time_conditioning": "adaln",
                 "text_pooling": True,
@@ -128,7 +130,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pretrained-tower"))
     options = parser.parse_args()
     torch.set_num_threads(2)
-    fresh, trained = options.out / "dit-untrained", options.out / "dit"
+    fresh, trained = options.out / "untrained-dit", options.out / "trained-dit"
     network = build_transformer()
     save_transformer(network, fresh)
     method: Any = build_method(recipe_of(options.data, fresh, options.out / "untrained", minutes=options.minutes))
@@ -138,12 +140,14 @@ def main() -> None:
     alone = pretrain(network, latents, minutes=options.pretrain_minutes)
     save_transformer(network, trained)
     rows = []
-    for name, folder in (("untrained", fresh), ("trained", trained)):
-        recipe = recipe_of(options.data, folder, options.out / name, minutes=options.minutes)
+    for folder, x_fuse in ((fresh, "none"), (trained, "none"), (trained, "both")):
+        out = options.out / f"{folder.name}-x-fuse-{x_fuse}"
+        recipe = recipe_of(options.data, folder, out, minutes=options.minutes, x_fuse=x_fuse)
         method = build_method(recipe)
         before = measure(method)
         result = run_training(recipe, method)
-        rows.append([f"made of the {name} DiT", f"{before:.3f}", f"{measure(method):.3f}", str(result.step)])
+        tower = f"made of the {folder.name}, X-Fuse {x_fuse}"
+        rows.append([tower, f"{before:.3f}", f"{measure(method):.3f}", str(result.step)])
     title = f"Towers after {options.minutes:g} minutes; the DiT by itself reached {alone:.3f} without text"
     print_table(title, ["tower", "loss before", "loss after", "steps"], rows)
 
